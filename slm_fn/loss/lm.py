@@ -1,0 +1,132 @@
+"""Next-token loss through a chunked linear + cross entropy: no (tokens x vocabulary) matrix is kept.
+
+Invariant: losses are sums over counted targets divided by `aux["weight"]`, their number, so parts add up to the whole.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from slm_fn.core.types import Apply, Aux, LMBatch, Loss, Params
+
+CHUNK = 512
+"""Tokens per chunk: logits of 512 x 32k floats are 64 MiB, and the products are still wide enough to be fast."""
+
+
+def token_nll(weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targets: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Negative log-likelihood of each target in nats, float32, by plain cross entropy over all logits.
+
+    Differentiable any number of times and forward too; keeps every logit. The oracle of the chunked form.
+    """
+    logits = F.linear(hidden, weight.to(hidden.dtype)).float()
+    return logits.logsumexp(-1) - logits.gather(-1, targets[..., None]).squeeze(-1)
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    """sum(mask * nll), with the gradient made in the forward pass, chunk by chunk, while the logits are at hand.
+
+    The gradients are outputs too: asking for *their* gradient (double differentiation) arrives in `backward`
+    and raises there, where it would else be silently zero. Without a `jvp`, forward mode raises by itself.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, hidden_ND: Tensor, targets_N: Tensor, mask_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        w = weight.to(hidden_ND.dtype)
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_weight: Tensor | None = None
+        grad_hidden = []
+        for h, t, m in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), mask_N.split(CHUNK), strict=True):
+            logits = F.linear(h, w).float()
+            lse = logits.logsumexp(-1, keepdim=True)
+            total = total + ((lse - logits.gather(-1, t[:, None])).squeeze(-1) * m).sum()
+            # Out of place throughout: in-place accumulation fails under vmap over examples.
+            p = (logits - lse).exp() - F.one_hot(t, w.shape[0])
+            p = (p * m[:, None]).to(h.dtype)
+            grad_hidden.append(p @ w)
+            part = (p.mT @ h).to(weight.dtype)
+            grad_weight = part if grad_weight is None else grad_weight + part
+        assert grad_weight is not None
+        return total, grad_weight, torch.cat(grad_hidden)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output[1], output[2])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *through_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if any(g is not None for g in through_gradients):
+            raise RuntimeError("the chunked loss can be differentiated once; use loss.lm.next_token(chunked=False) for more")
+        if grad is None:
+            return None, None, None, None
+        grad_weight, grad_hidden = ctx.saved_tensors
+        return grad_weight * grad, grad_hidden * grad.to(grad_hidden.dtype), None, None
+
+
+def chunked_nll(
+    weight: Float[Tensor, "V D"],
+    hidden: Float[Tensor, "B T D"],
+    targets: Int[Tensor, "B T"],
+    mask: Float[Tensor, "B T"],
+) -> Float[Tensor, ""]:
+    """`sum(mask * token_nll(...))`: the same value and first gradient, without keeping the logits.
+
+    Works under torch.func.grad and vmap. The log-sum-exp is float32 whatever the products' dtype.
+
+    Raises:
+        RuntimeError: on double differentiation or forward mode, which would be wrong; take `token_nll` there.
+    """
+    return _ChunkedNLL.apply(weight, hidden.flatten(0, 1), targets.flatten(), mask.flatten())[0]
+
+
+def next_token(apply: Apply, chunked: bool = True) -> Loss:
+    """Lift `apply -> Loss`: mean negative log-likelihood of the counted next tokens, in nats.
+
+    Args:
+        chunked: through `chunked_nll`; False takes plain cross entropy (curvature, forward mode).
+
+    Example:
+        >>> from slm_fn.nn import gpt
+        >>> config = gpt.ModelConfig(vocab_size=64, dim=32, num_layers=1, ffn_dim=64)
+        >>> loss = next_token(partial(gpt.apply, config))
+        >>> value, aux = loss(gpt.init(config, 0), LMBatch(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 8)))
+    """
+
+    def loss(params: Params, batch: LMBatch) -> tuple[Tensor, Aux]:
+        targets, weight = batch.tokens[:, 1:], batch.mask.sum()
+        if chunked:
+            head = partial(chunked_nll, targets=targets, mask=batch.mask)
+            total, _ = apply(params, batch.tokens[:, :-1], head=head)
+        else:
+            nll, _ = apply(params, batch.tokens[:, :-1], head=partial(token_nll, targets=targets))
+            total = (nll * batch.mask).sum()
+        return total / weight.clamp(min=1), {"weight": weight}
+
+    return loss
+
+
+def next_token_from_logits(apply: Apply) -> Loss:
+    """The same loss for an apply without a head (`nn.module.from_module`): plain cross entropy over its logits."""
+
+    def loss(params: Params, batch: LMBatch) -> tuple[Tensor, Aux]:
+        logits, _ = apply(params, batch.tokens[:, :-1])
+        nll = F.cross_entropy(logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
+        weight = batch.mask.sum()
+        return (nll * batch.mask.flatten()).sum() / weight.clamp(min=1), {"weight": weight}
+
+    return loss
+
+
+def sequence_logprob(apply: Apply, params: Params, batch: LMBatch) -> Float[Tensor, " B"]:
+    """Log-probability of each row's counted tokens together, in nats."""
+    head = partial(token_nll, targets=batch.tokens[:, 1:])
+    nll, _ = apply(params, batch.tokens[:, :-1], head=head)
+    return -(nll * batch.mask).sum(-1)

@@ -1,0 +1,177 @@
+"""Gradient transformations: clipping, Adam, Muon, decoupled decay, schedules, averages of parameters.
+
+Invariant: `update` returns a new state and new updates; what it was given is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slm_fn.core import tree
+from slm_fn.core.types import Params, Transform, Updates, Where
+from slm_fn.optim.combine import stateless
+
+
+def _zeros(params: Params) -> Params:
+    return tree.map(torch.zeros_like, params)
+
+
+def _counter(params: Params) -> Tensor:
+    return torch.zeros((), device=tree.leaves(params)[0].device)
+
+
+def clip_by_global_norm(max_norm: float) -> Transform:
+    """Scale all updates so that their joint norm is at most `max_norm`.
+
+    Example:
+        >>> clip_by_global_norm(1.0).update({"w": torch.tensor([3.0, 4.0])}, (), {})[0]
+        {'w': tensor([0.6000, 0.8000])}
+
+    References: arXiv 1211.5063.
+    """
+
+    def clip(updates: Updates, params: Params) -> Updates:
+        factor = (max_norm / tree.global_norm(updates).clamp(min=1e-12)).clamp(max=1.0)
+        return tree.map(lambda u: u * factor, updates)
+
+    return stateless(clip)
+
+
+class AdamState(NamedTuple):
+    """First and second moments, and the number of updates."""
+
+    mu: Params
+    nu: Params
+    count: Tensor  # () float32
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8) -> Transform:
+    """`mu_hat / (sqrt(nu_hat) + eps)` with bias-corrected running moments.
+
+    References: arXiv 1412.6980.
+    """
+
+    def init(params: Params) -> AdamState:
+        return AdamState(_zeros(params), _zeros(params), _counter(params))
+
+    def update(updates: Updates, state: AdamState, params: Params) -> tuple[Updates, AdamState]:
+        n = state.count + 1
+        mu = tree.map(lambda m, g: m.lerp(g, 1 - b1), state.mu, updates)
+        nu = tree.map(lambda v, g: (v * b2).addcmul(g, g, value=1 - b2), state.nu, updates)
+        scale, root = 1 / (1 - b1**n), (1 - b2**n).sqrt()
+        return tree.map(lambda m, v: (m * scale) / (v.sqrt() / root + eps), mu, nu), AdamState(mu, nu, n)
+
+    return Transform(init, update)
+
+
+class MuonState(NamedTuple):
+    """Momentum of the gradients."""
+
+    mu: Params
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Push the singular values of `(..., out, in)` matrices towards 1 by a quintic Newton-Schulz iteration.
+
+    Batched over all leading axes: the stacked layers of a block matrix are one product. Five steps bring the
+    values into about [0.7, 1.2], which is as good as exact for an optimizer.
+
+    Example:
+        >>> g = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+        >>> bool((torch.linalg.svdvals(orthogonalize(g)) - 1).abs().max() < 0.4)
+        True
+
+    References: Jordan et al. 2024, "Muon" (kellerjordan.github.io/posts/muon); coefficients from there.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = (matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def scale_by_muon(momentum: float = 0.95, steps: int = 5, dtype: torch.dtype = torch.float32) -> Transform:
+    """Orthogonalised Nesterov momentum, scaled by `0.2 sqrt(max(out, in))` so that Adam's learning rates carry over.
+
+    For block matrices only: choose them by path with `partition`.
+
+    References: Jordan et al. 2024; the scale: arXiv 2502.16982.
+    """
+
+    def update(updates: Updates, state: MuonState, params: Params) -> tuple[Updates, MuonState]:
+        mu = tree.map(lambda m, g: m.lerp(g, 1 - momentum), state.mu, updates)
+
+        def direction(m: Tensor, g: Tensor) -> Tensor:
+            return orthogonalize(g.lerp(m, momentum), steps, dtype) * (0.2 * max(g.shape[-2:]) ** 0.5)
+
+        return tree.map(direction, mu, updates), MuonState(mu)
+
+    return Transform(lambda params: MuonState(_zeros(params)), update)
+
+
+def add_decayed_weights(weight_decay: float, where: Where) -> Transform:
+    """Add `weight_decay * w` to the updates of the chosen leaves: decoupled decay.
+
+    References: arXiv 1711.05101.
+    """
+
+    def decay(updates: Updates, params: Params) -> Updates:
+        chosen = {path for path in tree.paths(params) if where(path)}
+        flat = tree.paths(params)
+        return tree.update_in(updates, lambda path, u: u + weight_decay * flat[path] if path in chosen else u)
+
+    return stateless(decay)
+
+
+class ScheduleState(NamedTuple):
+    """How many updates have been scaled."""
+
+    count: Tensor  # () float32
+
+
+def scale_by_learning_rate(schedule: Callable[[Tensor], Tensor]) -> Transform:
+    """Multiply by `-schedule(count)`: from a direction of ascent to the step that is added."""
+
+    def update(updates: Updates, state: ScheduleState, params: Params) -> tuple[Updates, ScheduleState]:
+        rate = schedule(state.count)
+        return tree.map(lambda u: -rate * u, updates), ScheduleState(state.count + 1)
+
+    return Transform(lambda params: ScheduleState(_counter(params)), update)
+
+
+class EmaState(NamedTuple):
+    """The running average of the parameters."""
+
+    average: Any
+    count: Tensor  # () float32
+
+
+def params_ema(decay: float) -> Transform:
+    """Average the parameters as they will be after this update. The last link of a chain; passes updates on.
+
+    The decay warms up as `min(decay, (1 + n) / (10 + n))`, so that a short run does not remember its first weights.
+    """
+
+    def update(updates: Updates, state: EmaState, params: Params) -> tuple[Updates, EmaState]:
+        n = state.count + 1
+        keep = ((1 + n) / (10 + n)).clamp(max=decay)
+        average = tree.map(lambda a, p, u: torch.lerp(p + u, a, keep.to(p.dtype)), state.average, params, updates)
+        return updates, EmaState(average, n)
+
+    return Transform(lambda params: EmaState(tree.map(torch.clone, params), _counter(params)), update)
+
+
+def find_ema(opt_state: Any) -> Params | None:
+    """The averaged parameters in an optimizer state, or None if its chain has no `params_ema`."""
+    if isinstance(opt_state, EmaState):
+        return opt_state.average
+    if isinstance(opt_state, tuple):
+        return next((found for part in opt_state if (found := find_ema(part)) is not None), None)
+    return None
