@@ -6,7 +6,7 @@ Invariant: `update` returns a new state and new updates; what it was given is un
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from slm_fn.core import tree
 from slm_fn.core.types import Params, Transform, Updates, Where
 from slm_fn.optim.combine import stateless
+
+S = TypeVar("S")
 
 
 def _zeros(params: Params) -> Params:
@@ -131,9 +133,10 @@ def add_decayed_weights(weight_decay: float, where: Where) -> Transform:
 
 
 class ScheduleState(NamedTuple):
-    """How many updates have been scaled."""
+    """How many updates have been scaled, and the rate of the last one."""
 
     count: Tensor  # () float32
+    rate: Tensor  # () float32
 
 
 def scale_by_learning_rate(schedule: Callable[[Tensor], Tensor]) -> Transform:
@@ -141,9 +144,9 @@ def scale_by_learning_rate(schedule: Callable[[Tensor], Tensor]) -> Transform:
 
     def update(updates: Updates, state: ScheduleState, params: Params) -> tuple[Updates, ScheduleState]:
         rate = schedule(state.count)
-        return tree.map(lambda u: -rate * u, updates), ScheduleState(state.count + 1)
+        return tree.map(lambda u: -rate * u, updates), ScheduleState(state.count + 1, rate)
 
-    return Transform(lambda params: ScheduleState(_counter(params)), update)
+    return Transform(lambda params: ScheduleState(_counter(params), _counter(params)), update)
 
 
 class EmaState(NamedTuple):
@@ -168,10 +171,10 @@ def params_ema(decay: float) -> Transform:
     return Transform(lambda params: EmaState(tree.map(torch.clone, params), _counter(params)), update)
 
 
-def find_ema(opt_state: Any) -> Params | None:
-    """The averaged parameters in an optimizer state, or None if its chain has no `params_ema`."""
-    if isinstance(opt_state, EmaState):
-        return opt_state.average
+def find(opt_state: Any, kind: type[S]) -> S | None:
+    """The first state of a kind in an optimizer state, or None: `find(s, EmaState).average`, `find(s, ScheduleState).rate`."""
+    if isinstance(opt_state, kind):
+        return opt_state
     if isinstance(opt_state, tuple):
-        return next((found for part in opt_state if (found := find_ema(part)) is not None), None)
+        return next((found for part in opt_state if (found := find(part, kind)) is not None), None)
     return None
