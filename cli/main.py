@@ -1,0 +1,100 @@
+"""`slm`: the command line. Commands load when they are called, so `--help` needs no torch.
+
+Invariant: bad input is one line and exit 2, failed work one line and exit 1; a traceback only with SLM_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+COMMANDS = {
+    "demo": ("demo", "The whole road on the embedded corpus, then how to chat."),
+    "device": ("device", "Devices, precisions, memory and threads of this machine."),
+    "config": ("config", "Show a config, and where each value came from."),
+    "data": ("data", "Pack text, inspect packs and chat data."),
+    "tokenizer": ("tokenizer", "Train, inspect and use a tokenizer."),
+    "pretrain": ("pretrain", "Train a model from packed text."),
+    "sft": ("sft", "Fine-tune on conversations."),
+    "dpo": ("dpo", "Train on preferred and rejected replies."),
+    "eval": ("evaluate", "Judge a model: perplexity and bits per byte."),
+    "sample": ("sample", "Continue a text."),
+    "chat": ("chat", "Talk to a model in the terminal."),
+    "serve": ("serve", "Serve a model and its chat page."),
+    "runs": ("runs", "A table of training runs."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists every command from a table and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"slm_fn.cli.{COMMANDS[cmd_name][0]}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slm_fn")
+def cli() -> None:
+    """A small language model from raw text to a chat in the browser.
+
+    \b
+    Example:
+        slm demo
+        slm serve demo/dpo
+    """
+
+
+def main() -> None:
+    """Entry point: run, and turn errors into one line and an exit status."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("stopped", 1)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped", 1)
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        _fail(_line(error), 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+        sys.exit(0)
+    except Exception as error:
+        _fail(_line(error), 1)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    known = isinstance(error, ValueError | OSError) or type(error).__name__ == "Interrupted"
+    return text if known and text else f"{type(error).__name__}: {text}"
+
+
+def _fail(line: str, code: int) -> None:
+    if os.environ.get("SLM_DEBUG") and sys.exc_info()[0] is not None:
+        raise  # noqa: PLE0704 - called from an except block
+    click.echo(f"slm: {line}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Options that several commands share, and how figures and tables are printed.
+
+Invariant: figures go to standard output, progress and notes to standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH.TO.KEY=VALUE", help="Override a value of the config."
+)
+out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+init = click.option("--init", required=True, type=click.Path(path_type=Path), help="Run or model folder to start from.")
+resume = click.option(
+    "--resume", default="auto", show_default=True, metavar="auto|never|CHECKPOINT", help="Go on from the newest checkpoint in --out."
+)
+progress = click.option("--progress/--no-progress", "live", default=None, help="Live bar or plain lines (default: by terminal).")
+
+
+def files(name: str, help: str, required: bool = True, letter: str = "paths") -> Callable[[Any], Any]:
+    """An option that may be given several times, each a file or folder."""
+    return click.option(
+        name, letter, multiple=True, required=required, type=click.Path(path_type=Path), help=f"{help} May be repeated."
+    )
+
+
+def note(text: str) -> None:
+    """A line on standard error."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    import msgspec
+
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def report_run(done: Any, as_json: bool) -> None:
+    """Where a finished run lies and what it reached."""
+    figures = {"step": done.progress.step, "tokens": done.progress.tokens, "seconds": round(done.progress.seconds, 1)}
+    figures |= {name: round(value, 6) for name, value in done.metrics.items()}
+    if as_json:
+        print_json({"checkpoint": str(done.checkpoint), **figures})
+    else:
+        click.echo(f"{done.checkpoint}  " + "  ".join(f"{name} {value}" for name, value in figures.items()))

@@ -1,0 +1,227 @@
+"""Configs: one immutable struct per part, nested by stage; load, override, origin of every value, hash.
+
+Invariant: every default stands in a struct beside the function it feeds; an unknown key is an error that names
+the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from slm_fn.infer.sample import SampleConfig
+from slm_fn.nn.gpt import ModelConfig
+from slm_fn.optim.recipes import OptimConfig
+from slm_fn.train.loop import TrainConfig
+
+
+class TokenizerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Byte-level BPE: how many tokens, and how often a pair must occur to be merged."""
+
+    vocab_size: int = 4096
+    min_frequency: int = 2
+
+
+class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Next-token training on packed text."""
+
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fine-tuning on conversations: the loss counts assistant tokens and their end alone."""
+
+    optim: OptimConfig = OptimConfig(learning_rate=3e-4)
+    train: TrainConfig = TrainConfig(total_steps=300)
+    val_fraction: float = 0.0
+
+
+class DpoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Preference training: `beta` scales the implicit reward, `nll_weight` holds the chosen replies' likelihood up."""
+
+    optim: OptimConfig = OptimConfig(learning_rate=1e-4)
+    train: TrainConfig = TrainConfig(total_steps=100)
+    beta: float = 0.1
+    nll_weight: float = 0.0
+    val_fraction: float = 0.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole road in one file: each stage reads its own section."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    sampling: SampleConfig = SampleConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `1e-4` is a number: YAML 1.1 wants a dot in it and hands out a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+def find(name: str | Path) -> Path:
+    """The file a config argument means: a path, or the name of a preset that comes with the package.
+
+    Raises:
+        FileNotFoundError: neither; names the presets.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    preset = resources("slm_fn.configs") / f"{name}.yaml"
+    if "/" not in str(name) and preset.is_file():
+        return Path(str(preset))
+    presets = sorted(p.name.removesuffix(".yaml") for p in resources("slm_fn.configs").iterdir() if p.name.endswith(".yaml"))
+    raise FileNotFoundError(f"config {str(name)!r} is no file and no preset; presets: {', '.join(presets)}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML, TOML or JSON file as a nested dict, by its ending.
+
+    Raises:
+        ValueError: another ending, or text that does not parse; says where.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        match path.suffix:
+            case ".yaml" | ".yml":
+                data = yaml.load(text, _Loader)
+            case ".toml":
+                data = tomllib.loads(text)
+            case ".json":
+                data = msgspec.json.decode(text)
+            case other:
+                raise ValueError(f"{path}: config files end in .yaml, .toml or .json, not {other!r}")
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
+        raise ValueError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a config is a mapping of sections, this is a {type(data).__name__}")
+    return data
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a file or preset with `path.to.key=value` overrides, checked as a whole.
+
+    Raises:
+        FileNotFoundError: no such file or preset.
+        ValueError: an unknown key (names the nearest one), a value of the wrong type, an override without `=`.
+
+    Example:
+        >>> load("tiny", ["pretrain.optim.learning_rate=1e-4"]).pretrain.optim.learning_rate
+        0.0001
+    """
+    path = find(name)
+    return convert(override(read(path), overrides), str(path))
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The dict with `path.to.key=value` items set; values are read as YAML scalars."""
+    for item in overrides:
+        dotted, found, text = item.partition("=")
+        if not found or not dotted:
+            raise ValueError(f"--set {item!r}: write it as path.to.key=value, for example pretrain.train.total_steps=100")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {item!r}: the value does not parse") from None
+        data = _set_in(data, dotted.split("."), value)
+    return data
+
+
+def _set_in(data: Any, keys: list[str], value: Any) -> dict[str, Any]:
+    inner = data if isinstance(data, dict) else {}
+    return {**inner, keys[0]: value if len(keys) == 1 else _set_in(inner.get(keys[0]), keys[1:], value)}
+
+
+def convert(data: dict[str, Any], where: str) -> Config:
+    """A nested dict as a `Config`; `where` begins the error line."""
+    _check_keys(data, Config, where, "")
+    try:
+        return msgspec.convert(data, Config)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {str(error).replace('`$.', '`')}") from None
+
+
+def _check_keys(data: Any, struct: type, where: str, section: str) -> None:
+    if not isinstance(data, dict):
+        return
+    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in data.items():
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {str(key)!r} {_inside(section)}; {_hint(str(key), section)}")
+        if isinstance(fields[key], type) and issubclass(fields[key], msgspec.Struct):
+            _check_keys(value, fields[key], where, f"{section}.{key}" if section else key)
+
+
+def _inside(section: str) -> str:
+    return f"in [{section}]" if section else "at the top level"
+
+
+def _hint(key: str, section: str) -> str:
+    every = [path for path, _ in walk(Config())]
+    here = [p.rpartition(".")[2] for p in every if p.rpartition(".")[0] == section]
+    here += sorted({p.removeprefix(f"{section}." if section else "").partition(".")[0] for p in every if p.startswith(section)})
+    elsewhere = [p for p in every if p.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"it belongs under {' or '.join(p.rpartition('.')[0] for p in elsewhere)}"
+    near = difflib.get_close_matches(key, here, 1) or difflib.get_close_matches(key, [p.rpartition(".")[2] for p in every], 1)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(dict.fromkeys(here))}"
+
+
+def walk(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a config with its dotted path."""
+    for field in msgspec.structs.fields(config):
+        value, here = getattr(config, field.name), f"{path}.{field.name}" if path else field.name
+        if isinstance(value, msgspec.Struct):
+            yield from walk(value, here)
+        else:
+            yield here, value
+
+
+def origins(name: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, Any, str]]:
+    """Every value of a config with where it came from: default, file or flag."""
+    path = find(name)
+    in_file, flags = read(path), {item.partition("=")[0] for item in overrides}
+
+    def origin(dotted: str) -> str:
+        if dotted in flags:
+            return "flag"
+        place: Any = in_file
+        for key in dotted.split("."):
+            if not isinstance(place, dict) or key not in place:
+                return "default"
+            place = place[key]
+        return path.name
+
+    return [(dotted, value, origin(dotted)) for dotted, value in walk(load(name, overrides))]
+
+
+def digest(config: msgspec.Struct) -> str:
+    """A SHA-256 of every value: two runs with equal hashes were told the same."""
+    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()
+
+
+def to_yaml(config: msgspec.Struct) -> str:
+    """The complete config as YAML that loads back to the same struct."""
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)

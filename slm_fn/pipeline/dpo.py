@@ -1,0 +1,129 @@
+"""Stage: preferred and rejected replies to a model that prefers; the reference's log-probabilities are computed once.
+
+Invariant: only one model is in memory while training; the reference is two numbers per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm_fn.config import Config
+from slm_fn.core import device as devices
+from slm_fn.core import tree
+from slm_fn.core.compose import pipe
+from slm_fn.core.grads import accumulate, value_and_grad
+from slm_fn.core.types import Apply, Params
+from slm_fn.data import pairs, sources
+from slm_fn.data.pairs import ChatExample, PairExample
+from slm_fn.evaluate.preference import Preference, preference
+from slm_fn.loss.preference import dpo as dpo_loss
+from slm_fn.loss.preference import pair_logprobs, recorded
+from slm_fn.nn import gpt
+from slm_fn.optim import recipes
+from slm_fn.pipeline import model as models
+from slm_fn.pipeline import sft
+from slm_fn.pipeline.model import Model
+from slm_fn.pipeline.run import Outcome, Stage, train
+from slm_fn.text import chat
+from slm_fn.train.step import init_state, step_with
+
+ROWS = 32
+"""Pairs per batch where nothing is trained."""
+
+
+def dpo(
+    config: Config,
+    init: Path | str,
+    data: Sequence[Path],
+    out: Path | str,
+    val: Sequence[Path] = (),
+    device: str = "auto",
+    resume: str = "auto",
+    live: bool | None = None,
+    note: Callable[[str], None] = print,
+) -> Outcome:
+    """Train a model on preference JSONL against itself as it was. Validation as in `sft`.
+
+    Raises:
+        ValueError: a bad line (names it), or more than 5 % of the pairs have nothing to learn in the context.
+        Interrupted: Ctrl+C or SIGTERM came; everything is saved.
+    """
+    place = devices.resolve(device)
+    model = models.load(init, place, dtype=torch.float32)
+    rows = list(sources.read_pairs(data))
+    held_out = list(sources.read_pairs(val)) if val else []
+    if not val and config.dpo.val_fraction:
+        rows, held_out = sft.split(rows, config.dpo.val_fraction, lambda row: row.prompt)
+    examples = prepare(model, rows, note)
+    trials = prepare(model, held_out, note) if held_out else []
+    settings, pad = config.dpo.train, model.tokenizer.special("<|pad|>")
+    dtype = devices.dtype_of(settings.precision, place)
+    apply = devices.compute_in(dtype)(model.apply)
+    tx = recipes.make(config.dpo.optim, settings.total_steps, gpt.matrices(model.config).__contains__, dtype)
+    lift = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
+    stage = Stage(
+        name="dpo",
+        state=init_state(model.params, tx),
+        step=pipe(lift, value_and_grad, accumulate(settings.accumulate), step_with(tx))(apply),
+        batch_at=lambda position: pairs.pair_batch(examples, settings.seed, position, settings.batch_size, pad),
+        evaluate=_evaluator(model, trials),
+        sample=sft.sampler(model),
+        model_files=models.describe(model.config, model.tokenizer, model.generation),
+        data_hash=sft.digest(models.locate(init), [*data, *val]),
+    )
+    return train(stage, config, settings, out, resume, live)
+
+
+def prepare(model: Model, rows: Sequence[Any], note: Callable[[str], None]) -> list[PairExample]:
+    """Pairs as ids and masks that fit the context, with the model's own log-probabilities as the reference."""
+    rendered = [PairExample(_reply(model, row.prompt, row.chosen), _reply(model, row.prompt, row.rejected)) for row in rows]
+    kept, dropped = pairs.fit(rendered, model.config.context + 1)
+    return with_reference(model, sft.check_dropped(kept, dropped, len(rows), note))
+
+
+def _reply(model: Model, prompt: Sequence[Any], answer: Sequence[Any]) -> ChatExample:
+    """A conversation whose mask counts the answer alone, not what an assistant said in the prompt."""
+    template, said = model.generation.template, sft.messages_of(prompt)
+    ids, mask = chat.render(template, model.tokenizer, [*said, *sft.messages_of(answer)])
+    start = len(chat.render(template, model.tokenizer, said, reply=True).ids)
+    return ChatExample(ids, [0] * start + mask[start:])
+
+
+def with_reference(model: Model, examples: Sequence[PairExample]) -> list[PairExample]:
+    """The pairs with log-probabilities under `model`, computed once in float32."""
+    place, pad = model.params["norm"].device, model.tokenizer.special("<|pad|>")
+    logprobs = partial(pair_logprobs, model.apply, model.params)
+    out: list[PairExample] = []
+    with torch.no_grad():
+        for i in range(0, len(examples), ROWS):
+            part = examples[i : i + ROWS]
+            numbers = logprobs(tree.to_device(pairs.collate_pairs(part, pad), place)).tolist()
+            out += [pair._replace(reference=(a, b)) for pair, (a, b) in zip(part, numbers, strict=True)]
+    return out
+
+
+def judge(apply: Apply, params: Params, trials: Sequence[PairExample], pad: int) -> Preference:
+    """Preference accuracy on held-out pairs that carry their reference."""
+    place = params["norm"].device
+    parts = (trials[i : i + ROWS] for i in range(0, len(trials), ROWS))
+    return preference(apply, params, (tree.to_device(pairs.collate_pairs(part, pad), place) for part in parts))
+
+
+def _evaluator(model: Model, trials: list[PairExample]) -> Callable[[Params], dict[str, float]]:
+    if not trials:
+        return lambda params: {}
+
+    def evaluate(params: Params) -> dict[str, float]:
+        found = judge(model.apply, params, trials, model.tokenizer.special("<|pad|>"))
+        return {
+            "val_loss": 1 - found.accuracy,
+            "preference_accuracy": found.accuracy,
+            "chosen_logp_change": found.chosen_change_nats_per_token,
+        }
+
+    return evaluate

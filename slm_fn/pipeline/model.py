@@ -1,0 +1,136 @@
+"""The model folder: weights, config.json, tokenizer.json, generation.json, and how a path names one.
+
+Invariant: a model folder is all that sampling, serving and further training need; no flag repeats what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+
+from slm_fn.core import device as devices
+from slm_fn.core import tree
+from slm_fn.core.types import Apply, Params
+from slm_fn.infer.sample import SampleConfig
+from slm_fn.nn import gpt
+from slm_fn.nn.cache import KVCache
+from slm_fn.nn.gpt import ModelConfig
+from slm_fn.text.chat import ChatTemplate
+from slm_fn.text.tokenizer import Tokenizer
+from slm_fn.train import checkpoint
+
+CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation.json"
+
+
+class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a model is talked to: the chat template, the control tokens that end a reply, sampling defaults."""
+
+    template: ChatTemplate = ChatTemplate()
+    stop: tuple[str, ...] = ("<|end|>", "<|endoftext|>")
+    sampling: SampleConfig = SampleConfig()
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`config.json`: the architecture, and which tokenizer it was trained with."""
+
+    model: ModelConfig
+    tokenizer_fingerprint: str
+    format: str = "slm_fn"
+    version: int = 1
+
+
+class Model(NamedTuple):
+    """A model folder in memory."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    generation: Generation
+
+    @property
+    def apply(self) -> Apply:
+        """The forward pass of this architecture; hand it `params`, tokens and a cache."""
+        return partial(gpt.apply, self.config)
+
+    @property
+    def init_cache(self) -> Callable[[Params, int, int], KVCache]:
+        """`(params, rows, size)` to an empty cache of this architecture."""
+        return partial(gpt.init_cache, self.config)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The control tokens that end a reply, as ids."""
+        return frozenset(self.tokenizer.special(name) for name in self.generation.stop)
+
+
+def describe(config: ModelConfig, tokenizer: Tokenizer, generation: Generation) -> dict[str, bytes]:
+    """The files that make a folder of weights a model folder."""
+    return {
+        CONFIG: _json(Description(config, tokenizer.fingerprint)),
+        TOKENIZER: tokenizer.to_json().encode(),
+        GENERATION: _json(generation),
+    }
+
+
+def _json(value: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value)) + b"\n"
+
+
+def locate(path: Path | str) -> Path:
+    """The folder with the weights that a path means: a model or checkpoint folder, or a run's latest checkpoint.
+
+    Raises:
+        FileNotFoundError: nothing there, or a run without a checkpoint.
+        ValueError: a folder that is neither.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such model, run or checkpoint folder")
+    if (path / CONFIG).is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        place, passed = checkpoint.newest(path)
+        if place is None:
+            raise FileNotFoundError(f"{path}: this run has no whole checkpoint yet{''.join(f'; {line}' for line in passed)}")
+        return place
+    raise ValueError(f"{path}: neither a model folder ({CONFIG} is missing) nor a run folder (no checkpoints/ inside)")
+
+
+def load(
+    path: Path | str, device: torch.device | str = "cpu", raw: bool = False, dtype: torch.dtype | None = None
+) -> Model:
+    """Read a model, a run or a checkpoint folder onto a device.
+
+    Args:
+        raw: the weights as trained, not their running average, where both are there.
+        dtype: of the weights; None takes the one this device multiplies fastest. Training wants float32.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that says what is missing, broken or does not belong.
+    """
+    place = locate(path)
+    if (place / checkpoint.STATE).is_file():
+        checkpoint.check(place)
+    told = _decode(place / CONFIG, Description)
+    tokenizer = Tokenizer.load(place / TOKENIZER)
+    if tokenizer.fingerprint != told.tokenizer_fingerprint:
+        raise ValueError(f"{place / TOKENIZER}: not the tokenizer this model was trained with; restore the original file")
+    like = gpt.init(gpt.check(told.model), key=0)
+    params = checkpoint.load_weights(place, like, raw)
+    target = devices.resolve(device) if isinstance(device, str) else device
+    params = tree.to_device(tree.cast(params, dtype or devices.precision(target)), target)
+    return Model(told.model, params, tokenizer, _decode(place / GENERATION, Generation))
+
+
+def _decode(path: Path, kind: type) -> msgspec.Struct:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: missing; a model folder holds {CONFIG}, {TOKENIZER} and {GENERATION}") from None
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from None

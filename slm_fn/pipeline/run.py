@@ -1,0 +1,213 @@
+"""A run folder: begin or resume, train with signals caught, save. What pretrain, sft and dpo share.
+
+Invariant: a killed run that is started again ends with the same bits as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from slm_fn import config as configs
+from slm_fn.config import Config
+from slm_fn.core import device as devices
+from slm_fn.core import files, tree
+from slm_fn.core.types import Params, Step, TrainState
+from slm_fn.data import stream
+from slm_fn.train import checkpoint, runlog
+from slm_fn.train.loop import Outlets, Progress, TrainConfig, fit
+
+Resume = Literal["auto", "never"]
+
+
+class Stage(NamedTuple):
+    """What one training stage brings: a fresh state and step, batches by position, and how to judge it."""
+
+    name: str
+    state: TrainState
+    step: Step
+    batch_at: Callable[[int], Any]
+    evaluate: Callable[[Params], dict[str, float]]
+    sample: Callable[[Params], list[dict[str, str]]]
+    model_files: Mapping[str, bytes]
+    data_hash: str
+    hooks: tuple[str, ...] = ()
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved; its message says where and how to go on."""
+
+
+class Outcome(NamedTuple):
+    """A finished run: its last checkpoint and where it got to."""
+
+    checkpoint: Path
+    progress: Progress
+    metrics: dict[str, float]
+
+
+def train(
+    stage: Stage, config: Config, settings: TrainConfig, out: Path | str, resume: str = "auto", live: bool | None = None
+) -> Outcome:
+    """Train a stage in a run folder to its last step, going on from the newest whole checkpoint (`auto`).
+
+    Args:
+        resume: `auto`, `never` (the folder must hold no run), or the path of a checkpoint to go on from.
+
+    Raises:
+        ValueError: the folder holds another run (its config or data differ), or `never` was asked and it holds one.
+        Interrupted: Ctrl+C or SIGTERM came; everything is saved.
+    """
+    run, digest = Path(out), configs.digest(config)
+    with runlog.display(stage.name, settings.total_steps, live) as display:
+        state, progress, info = _restore(stage, settings, digest, run, resume, display.note)
+        runlog.rewind(run, progress.step)
+        _describe_run(run, stage, config, settings, digest)
+        device = tree.leaves(state)[0].device
+        batches = stream.prefetch(
+            lambda position: tree.to_device(stage.batch_at(position), device), progress.position, settings.total_steps
+        )
+        figures: dict[str, float] = dict(info.metrics) if info else {}
+        place = checkpoint.folder_of(run, progress.step)
+
+        def save(state: TrainState, now: Progress, metrics: dict[str, float]) -> str:
+            nonlocal place
+            figures.update(metrics)
+            told = _state_of(now, settings, digest, stage.data_hash, metrics)
+            place = checkpoint.save(run, state, told, stage.model_files, settings.keep)
+            return str(place)
+
+        def sample(params: Params, step: int) -> None:
+            for row in stage.sample(params):
+                runlog.append(run / runlog.SAMPLES, {"step": step, **row})
+                display.note(f"step {step}: {row['prompt']!r} -> {row['text']!r}")
+
+        def log(row: dict[str, Any]) -> None:
+            runlog.append(run / runlog.METRICS, row)
+
+        with stop_signals() as stopping:
+            outlets = Outlets(log, stage.evaluate, sample, save, stopping, display)
+            _, progress = fit(stage.step, state, batches, settings, progress, outlets)
+            batches.close()
+        if progress.step < settings.total_steps:
+            raise Interrupted(f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; the same command goes on from there")
+    return Outcome(place, progress, figures)
+
+
+def _restore(
+    stage: Stage, settings: TrainConfig, digest: str, run: Path, resume: str, note: Callable[[str], None]
+) -> tuple[TrainState, Progress, checkpoint.State | None]:
+    root = run / "checkpoints"
+    if resume == "never" and checkpoint.steps(root):
+        raise ValueError(f"{run}: holds a run already, and --resume never was asked; choose another --out or delete it")
+    if root.is_dir():
+        files.sweep(root)
+    place, passed = (Path(resume), []) if resume not in ("auto", "never") else checkpoint.newest(run)
+    for line in passed:
+        note(f"passed over: {line}")
+    if place is None:
+        devices.set_threads(settings.num_threads)
+        return stage.state, Progress(), None
+    info = checkpoint.check(place)
+    if info.config_hash != digest:
+        raise ValueError(
+            f"{run}: was made with another config (compare {run / 'config.yaml'} with yours); choose another --out, or restore the config"
+        )
+    if info.data_hash != stage.data_hash:
+        raise ValueError(f"{run}: was trained on other data; choose another --out, or hand it the data it was begun with")
+    _same_machine(info, settings, note)
+    state, info = checkpoint.load(place, stage.state)
+    note(f"going on from {place}")
+    return state, Progress(info.step, info.position, info.tokens, info.seconds, info.best), info
+
+
+def _same_machine(info: checkpoint.State, settings: TrainConfig, note: Callable[[str], None]) -> None:
+    """Restore the number of threads, and say what else may change the last bits."""
+    threads = devices.set_threads(settings.num_threads or info.num_threads)
+    here = (("threads", info.num_threads, threads), ("processor", info.processor, devices.processor()))
+    for name, then, now in (*here, ("torch", info.torch, checkpoint.torch_version())):
+        if then != now:
+            note(f"warning: {name} was {then}, is {now}: the run goes on, but not bit for bit as if never stopped")
+
+
+def _state_of(now: Progress, settings: TrainConfig, digest: str, data_hash: str, metrics: dict[str, float]) -> checkpoint.State:
+    return checkpoint.State(
+        step=now.step,
+        position=now.position,
+        seed=settings.seed,
+        tokens=now.tokens,
+        seconds=now.seconds,
+        num_threads=devices.set_threads(0),
+        processor=devices.processor(),
+        torch=checkpoint.torch_version(),
+        config_hash=digest,
+        data_hash=data_hash,
+        metrics=metrics,
+        best=now.best,
+    )
+
+
+def _describe_run(run: Path, stage: Stage, config: Config, settings: TrainConfig, digest: str) -> None:
+    """`config.yaml` and `run.json`; a resumed run keeps its id and start."""
+    files.write(run / "config.yaml", configs.to_yaml(config))
+    path = run / runlog.RUN
+    before = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+    now = datetime.datetime.now(datetime.UTC)
+    told = {
+        "run_id": before.get("run_id") or f"{stage.name}-{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
+        "stage": stage.name,
+        "started": before.get("started") or now.isoformat(timespec="seconds"),
+        "git_commit": before.get("git_commit") or _git_commit(),
+        "config_hash": digest,
+        "data_hash": stage.data_hash,
+        "seed": settings.seed,
+        "hook_list": list(stage.hooks),
+        "versions": {"python": platform.python_version(), "torch": checkpoint.torch_version()},
+        "device": str(tree.leaves(stage.state)[0].device),
+        "processor": devices.processor(),
+        "num_threads": devices.set_threads(0),
+        "command": sys.argv,
+    }
+    files.write(path, msgspec.json.format(msgspec.json.encode(told)) + b"\n")
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl+C and SIGTERM into a question the loop asks after each step; a second one ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        os.write(2, b"\nstopping after this step, saving first (once more to stop at once)\n")
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
