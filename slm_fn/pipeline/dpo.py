@@ -121,9 +121,9 @@ def _evaluator(model: Model, trials: list[PairExample]) -> Callable[[Params], di
     def evaluate(params: Params) -> dict[str, float]:
         found = judge(model.apply, params, trials, model.tokenizer.special("<|pad|>"))
         return {
-            "val_loss": 1 - found.accuracy,
             "preference_accuracy": found.accuracy,
             "chosen_logp_change": found.chosen_change_nats_per_token,
+            "preference_pairs": float(found.pairs),
         }
 
     return evaluate

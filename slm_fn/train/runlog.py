@@ -126,3 +126,25 @@ def describe(row: dict[str, float]) -> str:
     """
     forms = {"loss": "loss {:.3f}", "lr": "lr {:.1e}", "tok_per_s": "{:,.0f} tok/s"}
     return "  ".join(form.format(row[name]) for name, form in forms.items() if name in row)
+
+
+def table(root: Path) -> list[dict[str, Any]]:
+    """One row per run under a folder, oldest first: where, when, how far, how well."""
+    rows = []
+    for path in sorted(root.rglob(RUN)):
+        told, lines = msgspec.json.decode(path.read_bytes()), read(path.parent / METRICS)
+        last = lines[-1] if lines else {}
+        judged = next((line["val_loss"] for line in reversed(lines) if "val_loss" in line), None)
+        rows.append(
+            {
+                "run": str(path.parent),
+                "stage": told["stage"],
+                "started": told["started"],
+                "step": last.get("step", 0),
+                "tokens": last.get("tokens", 0),
+                "train_loss": last.get("train_loss"),
+                "val_loss": judged,
+                "seconds": last.get("seconds"),
+            }
+        )
+    return sorted(rows, key=lambda row: row["started"])
