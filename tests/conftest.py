@@ -62,7 +62,9 @@ def same() -> Callable[[Any, Any], bool]:
 
     def compare(left: Any, right: Any) -> bool:
         a, b = tree.paths(left), tree.paths(right)
-        return a.keys() == b.keys() and all(a[path].dtype == b[path].dtype and bits(a[path]) == bits(b[path]) for path in a)
+        return a.keys() == b.keys() and all(
+            a[path].dtype == b[path].dtype and bits(a[path]) == bits(b[path]) for path in a
+        )
 
     return compare
 

@@ -30,7 +30,7 @@ def resolve(name: str = "auto") -> torch.device:
     """The device a name means on this machine: `auto` is the first of cuda, mps, cpu.
 
     Raises:
-        ValueError: no such kind, or this machine has none of it.
+        ValueError: no such kind or number on this machine.
 
     Example:
         >>> resolve("cpu")
@@ -39,7 +39,9 @@ def resolve(name: str = "auto") -> torch.device:
     found = available()
     if name == "auto":
         return torch.device(found[0])
-    if name.partition(":")[0] not in found:
+    kind, _, number = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in found or not (number or "0").isdigit() or int(number or 0) >= count:
         raise ValueError(f"device {name!r} is not here; this machine has {', '.join(found)} (use auto)")
     return torch.device(name)
 

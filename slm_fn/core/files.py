@@ -61,14 +61,20 @@ def folder(path: Path | str) -> Iterator[Path]:
     try:
         yield beside
         for file in sorted(beside.rglob("*")):
-            if file.is_file():
+            if file.is_dir():
+                _sync_folder(file)
+            else:
                 with open(file, "rb+") as handle:
                     os.fsync(handle.fileno())
         _sync_folder(beside)
         if path.exists():
             aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-old-{path.name}")
             os.replace(path, aside)
-            os.replace(beside, path)
+            try:
+                os.replace(beside, path)
+            except OSError:
+                os.replace(aside, path)
+                raise
             shutil.rmtree(aside)
         else:
             os.replace(beside, path)

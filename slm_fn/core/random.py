@@ -26,17 +26,17 @@ def fold_in(key: Key, data: int | str) -> Key:
 
 
 def _generator(key: Key) -> torch.Generator:
-    return torch.Generator().manual_seed(key)
+    return torch.Generator("cpu").manual_seed(key)
 
 
 def normal(key: Key, shape: Sequence[int], std: float = 1.0) -> Tensor:
     """Independent normal numbers with standard deviation `std`, float32, on the CPU."""
-    return torch.randn(tuple(shape), generator=_generator(key)) * std
+    return torch.randn(tuple(shape), generator=_generator(key), device="cpu") * std
 
 
 def uniform(key: Key, shape: Sequence[int]) -> Tensor:
     """Independent uniform numbers in [0, 1), float32, on the CPU."""
-    return torch.rand(tuple(shape), generator=_generator(key))
+    return torch.rand(tuple(shape), generator=_generator(key), device="cpu")
 
 
 def permute(key: Key, index: int, size: int, rounds: int = 4) -> int:

@@ -28,7 +28,7 @@ def _name(key: Any) -> str:
     return str(key)
 
 
-def paths(tree: Any) -> dict[Path, Tensor]:
+def paths(tree: Any) -> dict[Path, Any]:
     """Flatten any pytree to `{path: leaf}`, dict keys and field names joined by `/`.
 
     Example:
@@ -38,7 +38,7 @@ def paths(tree: Any) -> dict[Path, Tensor]:
     return {"/".join(_name(key) for key in keys): leaf for keys, leaf in pytree.tree_flatten_with_path(tree)[0]}
 
 
-def from_paths(like: Any, flat: dict[Path, Tensor]) -> Any:
+def from_paths(like: Any, flat: dict[Path, Any]) -> Any:
     """The tree shaped as `like` whose leaves are looked up by path in `flat`; inverse of `paths`.
 
     Raises:

@@ -1,0 +1,114 @@
+"""Atomic files and folders: whatever fails or dies inside, the old one stays whole."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+from slm_fn.core import files
+
+
+def names(folder):
+    return sorted(item.name for item in folder.iterdir())
+
+
+def test_write_makes_its_folder_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    assert files.write(path, "old") == path
+    assert files.write(path, b"new \xff") == path
+    assert path.read_bytes() == b"new \xff"
+    assert names(path.parent) == ["b.txt"]
+
+
+def test_text_is_written_as_utf8(tmp_path):
+    assert files.write(tmp_path / "t", "zażółć\n").read_bytes() == "zażółć\n".encode()
+
+
+def test_an_error_while_writing_leaves_the_old_file(tmp_path):
+    path = files.write(tmp_path / "a", "old")
+    with pytest.raises(UnicodeEncodeError):
+        files.write(path, "\ud800")  # half a surrogate pair has no UTF-8
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+KILLED_WRITER = """
+import os, sys
+from slm_fn.core import files
+place, when = sys.argv[1:]
+real = getattr(os, when)
+def dies(*args):
+    os.kill(os.getpid(), 9)
+setattr(os, when, dies)
+files.write(place, "new")
+"""
+
+
+@pytest.mark.parametrize("when", ["fsync", "replace"])
+def test_a_writer_killed_before_the_rename_leaves_the_old_file(tmp_path, when):
+    path = files.write(tmp_path / "a", "old")
+    done = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path), when], check=False)
+    assert done.returncode == -9
+    assert path.read_text() == "old"
+    left = files.sweep(tmp_path)
+    assert [item.name.startswith(files.TEMPORARY) for item in left] == [True]
+    assert names(tmp_path) == ["a"]
+
+
+def test_folder_appears_whole(tmp_path):
+    place = tmp_path / "runs" / "one"
+    with files.folder(place) as out:
+        (out / "sub").mkdir()
+        (out / "sub" / "x").write_text("1")
+        assert not place.exists()
+    assert (place / "sub" / "x").read_text() == "1"
+    assert names(place.parent) == ["one"]
+
+
+def test_folder_replaces_the_old_one_whole(tmp_path):
+    for content in ("old", "new"):
+        with files.folder(tmp_path / "one") as out:
+            (out / content).write_text(content)
+    assert names(tmp_path / "one") == ["new"]
+    assert names(tmp_path) == ["one"]
+
+
+def test_an_error_inside_leaves_the_old_folder(tmp_path):
+    with files.folder(tmp_path / "one") as out:
+        (out / "old").write_text("old")
+    with pytest.raises(RuntimeError, match="the disk is full"), files.folder(tmp_path / "one") as out:
+        (out / "half").write_text("half")
+        raise RuntimeError("the disk is full")
+    assert names(tmp_path / "one") == ["old"]
+    assert names(tmp_path) == ["one"]
+
+
+def test_a_failed_last_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    with files.folder(tmp_path / "one") as out:
+        (out / "old").write_text("old")
+    real = os.replace
+
+    def fails_into_place(source, target):
+        if target == tmp_path / "one" and "-old-" not in source.name:
+            raise OSError("no")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_into_place)
+    with pytest.raises(OSError, match="no"), files.folder(tmp_path / "one") as out:
+        (out / "new").write_text("new")
+    assert names(tmp_path / "one") == ["old"]
+    assert names(tmp_path) == ["one"]
+
+
+def test_sweep_takes_leftovers_and_nothing_else(tmp_path):
+    (tmp_path / f"{files.TEMPORARY}1-a").mkdir()
+    (tmp_path / f"{files.TEMPORARY}1-a" / "x").write_text("")
+    (tmp_path / f"{files.TEMPORARY}2-b").write_text("")
+    files.write(tmp_path / "keep", "")
+    assert [item.name for item in files.sweep(tmp_path)] == [".tmp-1-a", ".tmp-2-b"]
+    assert names(tmp_path) == ["keep"]
+
+
+def test_checksum_is_sha256(tmp_path):
+    assert files.checksum(files.write(tmp_path / "a", b"abc")) == hashlib.sha256(b"abc").hexdigest()
