@@ -40,7 +40,8 @@ def _autograd(loss: Loss) -> ValueAndGrad:
         flat = [leaf.detach().requires_grad_() for leaf in flat]
         with torch.enable_grad():
             value, aux = loss(tree.unflatten(flat, spec), batch)
-        grads = torch.autograd.grad(value, flat)
+        # A leaf that the loss does not read has a gradient of zero, as under torch.func.
+        grads = torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True)
         return (value.detach(), tree.map(lambda x: x.detach(), aux)), tree.unflatten(list(grads), spec)
 
     return vg
@@ -79,7 +80,8 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
                 row = (weighted, w)
                 total = row if total is None else tree.map(torch.add, total, row)
             assert total is not None
-            (value, aux, grads), w = tree.map(lambda x: x / total[1].clamp(min=1), total[0]), total[1]
+            w = total[1]
+            value, aux, grads = tree.map(lambda x: x / torch.where(w > 0, w, 1), total[0])
             return (value, {**aux, "weight": w}), grads
 
         return accumulated

@@ -28,6 +28,11 @@ def token_nll(weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targ
     return logits.logsumexp(-1) - logits.gather(-1, targets[..., None]).squeeze(-1)
 
 
+def mean_over(total: Float[Tensor, ""], weight: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """`total / weight`, and zero where nothing is counted."""
+    return total / torch.where(weight > 0, weight, 1)
+
+
 class _ChunkedNLL(torch.autograd.Function):
     """sum(mask * nll), with the gradient made in the forward pass, chunk by chunk, while the logits are at hand.
 
@@ -38,15 +43,14 @@ class _ChunkedNLL(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, hidden_ND: Tensor, targets_N: Tensor, mask_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(weight: Tensor, hidden_ND: Tensor, targets_N: Tensor, mask_N: Tensor) -> tuple[Tensor, ...]:
         w = weight.to(hidden_ND.dtype)
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_weight: Tensor | None = None
-        grad_hidden = []
+        grad_hidden, nll = [], []
         for h, t, m in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), mask_N.split(CHUNK), strict=True):
             logits = F.linear(h, w).float()
             lse = logits.logsumexp(-1, keepdim=True)
-            total = total + ((lse - logits.gather(-1, t[:, None])).squeeze(-1) * m).sum()
+            nll.append((lse - logits.gather(-1, t[:, None])).squeeze(-1))
             # Out of place throughout: in-place accumulation fails under vmap over examples.
             p = (logits - lse).exp() - F.one_hot(t, w.shape[0])
             p = (p * m[:, None]).to(h.dtype)
@@ -54,11 +58,12 @@ class _ChunkedNLL(torch.autograd.Function):
             part = (p.mT @ h).to(weight.dtype)
             grad_weight = part if grad_weight is None else grad_weight + part
         assert grad_weight is not None
-        return total, grad_weight, torch.cat(grad_hidden)
+        nll_N = torch.cat(nll)
+        return (nll_N * mask_N).sum(), grad_weight, torch.cat(grad_hidden), nll_N
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(output[1], output[2])
+        ctx.save_for_backward(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -67,8 +72,8 @@ class _ChunkedNLL(torch.autograd.Function):
             raise RuntimeError("the chunked loss can be differentiated once; use loss.lm.next_token(chunked=False) for more")
         if grad is None:
             return None, None, None, None
-        grad_weight, grad_hidden = ctx.saved_tensors
-        return grad_weight * grad, grad_hidden * grad.to(grad_hidden.dtype), None, None
+        grad_weight, grad_hidden, grad_mask = ctx.saved_tensors
+        return grad_weight * grad, grad_hidden * grad.to(grad_hidden.dtype), None, grad_mask * grad
 
 
 def chunked_nll(
@@ -108,7 +113,7 @@ def next_token(apply: Apply, chunked: bool = True) -> Loss:
         else:
             nll, _ = apply(params, batch.tokens[:, :-1], head=partial(token_nll, targets=targets))
             total = (nll * batch.mask).sum()
-        return total / weight.clamp(min=1), {"weight": weight}
+        return mean_over(total, weight), {"weight": weight}
 
     return loss
 
@@ -120,7 +125,7 @@ def next_token_from_logits(apply: Apply) -> Loss:
         logits, _ = apply(params, batch.tokens[:, :-1])
         nll = F.cross_entropy(logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
         weight = batch.mask.sum()
-        return (nll * batch.mask.flatten()).sum() / weight.clamp(min=1), {"weight": weight}
+        return mean_over((nll * batch.mask.flatten()).sum(), weight), {"weight": weight}
 
     return loss
 
