@@ -38,11 +38,21 @@ def dpo(reference: Reference, beta: float = 0.1, nll_weight: float = 0.0) -> Cal
     """Lift `apply -> Loss`: `-log sigmoid(beta * (log pi/ref of chosen - log pi/ref of rejected))`, mean over pairs.
 
     Args:
-        nll_weight: adds that much of the chosen replies' mean negative log-likelihood per token, which keeps their
-            probability from sinking together with the rejected ones' (arXiv 2404.19733).
+        nll_weight: adds that much of the chosen replies' negative log-likelihood per token, mean over pairs, which
+            keeps their probability from sinking together with the rejected ones' (arXiv 2404.19733).
+
+    All means are over pairs, whatever their lengths, so `accumulate` adds up to the whole batch.
 
     Example:
-        >>> step = pipe(dpo(frozen(apply, sft_params), beta=0.1), value_and_grad, ...)  # doctest: +SKIP
+        >>> from functools import partial
+        >>> from slm_fn.core.types import LMBatch
+        >>> from slm_fn.nn import gpt
+        >>> config = gpt.ModelConfig(vocab_size=64, dim=32, num_layers=1, ffn_dim=64)
+        >>> apply, params = partial(gpt.apply, config), gpt.init(config, 0)
+        >>> side = LMBatch(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 8))
+        >>> value, aux = dpo(frozen(apply, params))(apply)(params, PairBatch(side, side, torch.zeros(1, 2)))
+        >>> round(value.item(), 4)
+        0.6931
 
     References: arXiv 2305.18290.
     """
@@ -52,16 +62,17 @@ def dpo(reference: Reference, beta: float = 0.1, nll_weight: float = 0.0) -> Cal
             logp, ref = pair_logprobs(apply, params, batch), reference(batch)
             rewards = beta * (logp - ref)
             margin = rewards[:, 0] - rewards[:, 1]
-            tokens = batch.chosen.mask.sum()
+            lengths = torch.stack([side.mask.sum(-1) for side in (batch.chosen, batch.rejected)], -1).clamp(min=1)
             value = -F.logsigmoid(margin).mean()
             if nll_weight:
-                value = value - nll_weight * logp[:, 0].sum() / tokens
+                value = value - nll_weight * (logp / lengths)[:, 0].mean()
+            change = ((logp - ref) / lengths).mean(0)
             return value, {
-                "weight": torch.full_like(tokens, margin.shape[0]),
+                "weight": torch.full_like(value, margin.shape[0]),
                 "reward_accuracy": (margin > 0).float().mean(),
                 "reward_margin": margin.mean(),
-                "chosen_logp_change": (logp[:, 0] - ref[:, 0]).sum() / tokens,
-                "rejected_logp_change": (logp[:, 1] - ref[:, 1]).sum() / batch.rejected.mask.sum(),
+                "chosen_logp_change": change[0],
+                "rejected_logp_change": change[1],
             }
 
         return loss
