@@ -166,12 +166,13 @@ def apply(
     """Tokens to logits (B, T, V), or to whatever `head(weight, hidden_BTD)` makes of the last hidden states.
 
     Args:
-        past: keys and values of what came before; the tokens continue each row at its own length.
+        past: keys and values of what came before; the tokens continue each row at its own length. How full it is
+            is not looked at (that would stall a GPU): the caller does, with `cache.check_room`.
         tap: sees (and may replace) every activation by name: `0/attn`, `0/ffn`, ..., `final`.
         lift_block: wraps the block function, called once per layer: remat, jit.
 
     Raises:
-        ValueError: more tokens than the context (or the cache) has room for.
+        ValueError: more tokens than the context, or the whole cache, has room for.
 
     Example:
         >>> config = ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=64)
@@ -180,8 +181,9 @@ def apply(
         torch.Size([1, 5, 64])
     """
     B, T = tokens.shape
-    if past is None and config.context < T:
-        raise ValueError(f"{T} tokens do not fit the context of {config.context}")
+    room = config.context if past is None else past.k.shape[2]
+    if room < T:
+        raise ValueError(f"{T} tokens do not fit the {'context' if past is None else 'cache'} of {room}")
     start = tokens.new_zeros(1, 1) if past is None else past.length[:, None]
     places = start + torch.arange(T, device=tokens.device)
     mask = attention.causal_mask(places, T if past is None else past.k.shape[2])

@@ -27,7 +27,9 @@ def from_module(module: nn.Module) -> tuple[Params, Apply]:
     fixed = {name: value.detach().clone() for name, value in module.named_buffers()}
 
     def apply(params: Params, tokens: Tensor, past: None = None) -> tuple[Any, None]:
-        return torch.func.functional_call(module, {**_flatten(params), **fixed}, (tokens,)), None
+        # In train mode a layer may write to its buffers (running means): it gets a copy to write to.
+        held = {name: value.clone() for name, value in fixed.items()} if module.training else fixed
+        return torch.func.functional_call(module, {**_flatten(params), **held}, (tokens,)), None
 
     return _nest({name: value.detach().clone() for name, value in module.named_parameters()}), apply
 

@@ -1,4 +1,4 @@
-"""Layers without state: linear (open by leaf kind), embed, rms_norm, silu-gated product.
+"""Layers without state: linear (open by leaf kind), embed, rms_norm.
 
 Invariant: the activations' dtype rules; a weight is cast to it at use and its gradient comes back in its own.
 """

@@ -20,7 +20,7 @@ def rope_table(
 
 
 def rotate(
-    x_BTHC: Float[Tensor, "B T H C"], table: tuple[Float[Tensor, "B T 1 half"], Float[Tensor, "B T 1 half"]]
+    x_BTHC: Float[Tensor, "B T H C"], table: tuple[Float[Tensor, "#B T 1 half"], Float[Tensor, "#B T 1 half"]]
 ) -> Float[Tensor, "B T H C"]:
     """Turn the pairs (channel i, channel i + C/2) of every head: the half-split layout of Hugging Face's Llama.
 
