@@ -1,0 +1,69 @@
+# One recipe per stage. `just` alone lists them; everything also works as plain `slm` commands (see README.md).
+set windows-shell := ["powershell.exe", "-NoLogo", "-Command"]
+
+bin := if os() == "windows" { ".venv\\Scripts" } else { ".venv/bin" }
+python := if os() == "windows" { "python" } else { "python3" }
+run := "demo"
+
+# list the recipes
+default:
+    @just --list
+
+# make the environment with everything for development
+setup:
+    {{python}} -m venv .venv
+    {{bin}}/pip install -q -e ".[dev]"
+
+# the whole road on the embedded corpus
+demo *args:
+    {{bin}}/slm demo --out {{run}} {{args}}
+
+# the fast tests
+test *args:
+    {{bin}}/pytest {{args}}
+
+# the tests that take minutes
+test-slow:
+    {{bin}}/pytest -m slow
+
+# lint, format and types
+check:
+    {{bin}}/ruff check .
+    {{bin}}/ruff format --check .
+    {{bin}}/mypy
+
+# what this machine has
+device:
+    {{bin}}/slm device
+
+# stage 1: text to a tokenizer
+tokenizer *inputs:
+    {{bin}}/slm tokenizer train {{inputs}} --out {{run}}/tokenizer.json
+
+# stage 2: text to packed shards
+pack *inputs:
+    {{bin}}/slm data pack --tokenizer {{run}}/tokenizer.json --out {{run}}/packed --in {{inputs}}
+
+# stage 3: packed shards to a model
+pretrain config="tiny" *args:
+    {{bin}}/slm pretrain {{config}} --data {{run}}/packed --out {{run}}/pretrain {{args}}
+
+# stage 4: conversations to a model that answers
+sft config="tiny" data="demo/data/chat.jsonl" *args:
+    {{bin}}/slm sft {{config}} --init {{run}}/pretrain --data {{data}} --out {{run}}/sft {{args}}
+
+# stage 5: preferences
+dpo config="tiny" data="demo/data/pairs.jsonl" *args:
+    {{bin}}/slm dpo {{config}} --init {{run}}/sft --data {{data}} --out {{run}}/dpo {{args}}
+
+# continue a text
+sample prompt="ROMEO" *args:
+    {{bin}}/slm sample {{run}}/pretrain --prompt "{{prompt}}" {{args}}
+
+# talk in the terminal
+chat *args:
+    {{bin}}/slm chat {{run}}/dpo {{args}}
+
+# the chat page at http://127.0.0.1:8000
+serve *args:
+    {{bin}}/slm serve {{run}}/dpo {{args}}
