@@ -1,0 +1,105 @@
+"""Batches as a function of (seed, position): nothing to save but an integer, and any batch can be asked for at once.
+
+A split of N tokens holds n = (N - 1) // seq_len windows of seq_len + 1 tokens that overlap in one, so that within an
+epoch every token is predicted exactly once, up to a tail of at most seq_len tokens. Each epoch visits its windows in
+another order and, after the first, cuts them from another offset (the split read as a ring, the end followed by its
+first document), which also moves the tail. Document boundaries are the start tokens; attention is not cut there.
+
+Invariant: a batch depends on the pack, the seed and its position alone; all ranks' rows together are one rank's batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from slm_fn.core import random
+from slm_fn.core.random import Key
+from slm_fn.core.types import LMBatch
+from slm_fn.data.pack import Pack, take
+
+T = TypeVar("T")
+
+
+def places(
+    seed: Key, position: int, batch_size: int, size: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[int, int]]:
+    """(epoch, item) of each row of a batch: every item once per epoch, in an order of its own for each.
+
+    Args:
+        position: the number of the batch, from 0. Batches may straddle two epochs.
+        batch_size: rows of the whole batch, of which each rank gets an equal, contiguous part.
+
+    Raises:
+        ValueError: no items, no rows, or rows that do not divide among the ranks.
+
+    Example:
+        >>> sorted(item for k in range(2) for _, item in places(0, k, batch_size=3, size=6))
+        [0, 1, 2, 3, 4, 5]
+    """
+    if size < 1 or batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+        raise ValueError(
+            f"cannot draw rank {rank} of {world_size}'s part of {batch_size} rows from {size} items: all must be "
+            "at least 1, and the rows must divide among the ranks"
+        )
+    rows = batch_size // world_size
+    first = position * batch_size + rank * rows
+    out = []
+    for row in range(first, first + rows):
+        epoch, index = divmod(row, size)
+        out.append((epoch, random.permute(random.fold_in(seed, epoch), index, size)))
+    return out
+
+
+def num_windows(pack: Pack, split: str) -> int:
+    """How many windows one epoch of a split has; 0 when it is shorter than one."""
+    return max(0, pack.info.splits[split].tokens - 1) // pack.info.seq_len
+
+
+def lm_batch(
+    pack: Pack, split: str, seed: Key, position: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> LMBatch:
+    """The batch at a position, at the same cost wherever that is; every target counts.
+
+    Raises:
+        ValueError: the split is shorter than one window, or the rows do not divide among the ranks.
+    """
+    total, seq_len, size = pack.info.splits[split].tokens, pack.info.seq_len, num_windows(pack, split)
+    if size == 0:
+        raise ValueError(f"the {split} split of {pack.path} has {total} tokens, less than one window of {seq_len + 1}")
+    rows = [
+        take(pack, split, _offset(seed, epoch, total) + window * seq_len, seq_len + 1)
+        for epoch, window in places(seed, position, batch_size, size, rank, world_size)
+    ]
+    tokens = torch.from_numpy(np.stack(rows))
+    return LMBatch(tokens, torch.ones(len(rows), seq_len))
+
+
+def _offset(seed: Key, epoch: int, total: int) -> int:
+    """Where an epoch's first window begins: at the beginning in the first, anywhere in the ring later."""
+    return random.fold_in(random.fold_in(seed, epoch), "offset") % total if epoch else 0
+
+
+def prefetch(batch_at: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
+    """`batch_at` of each position in turn, the next `depth` of them made by a thread while this one is used.
+
+    An error in `batch_at` arrives at its own position. Closing the iterator ends the thread.
+
+    Example:
+        >>> list(prefetch(lambda position: position * position, 2, 5))
+        [4, 9, 16]
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    ahead: deque[Future[T]] = deque()
+    try:
+        for position in range(start, stop):
+            while len(ahead) <= depth and position + len(ahead) < stop:
+                ahead.append(pool.submit(batch_at, position + len(ahead)))
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
