@@ -15,6 +15,7 @@ from typing import Any  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
 from slm_fn.core import random, tree  # noqa: E402
 from slm_fn.core.types import LMBatch  # noqa: E402
 from slm_fn.nn import gpt  # noqa: E402

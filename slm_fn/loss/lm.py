@@ -19,7 +19,7 @@ CHUNK = 512
 """Tokens per chunk: logits of 512 x 32k floats are 64 MiB, and the products are still wide enough to be fast."""
 
 
-def token_nll(weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targets: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+def token_nll(weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targets: Int[Tensor, ...]) -> Float[Tensor, ...]:
     """Negative log-likelihood of each target in nats, float32, by plain cross entropy over all logits.
 
     Differentiable any number of times and forward too; keeps every logit. The oracle of the chunked form.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from slm_fn.core.compose import every, pipe, run, tee
 from slm_fn.core.types import TrainState
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from slm_fn.core import device, tree
 from slm_fn.core.grads import value_and_grad
 from slm_fn.loss.lm import next_token

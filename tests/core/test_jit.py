@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from slm_fn.core.jit import jit
 
 

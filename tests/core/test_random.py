@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slm_fn.core import random
 
 keys = st.integers(0, 2**56 - 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slm_fn.core import tree
 from slm_fn.core.types import TrainState
 

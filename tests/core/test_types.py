@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from slm_fn.core.types import LMBatch, PairBatch, check_lm_batch, check_pair_batch
 
 GOOD = LMBatch(torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 4))
