@@ -13,7 +13,8 @@ import msgspec
 
 from slm_fn.core.compose import run
 from slm_fn.core.types import Metrics, Params, Step, TrainState
-from slm_fn.optim.transforms import EmaState, ScheduleState, SkipState, find
+from slm_fn.optim.combine import SkipState
+from slm_fn.optim.transforms import EmaState, ScheduleState, find
 from slm_fn.train.runlog import Display
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -28,7 +28,7 @@ def rewind(run: Path, step: int) -> None:
             files.write(path, b"".join(lines))
 
 
-def _step_of(line: bytes) -> float:
+def _step_of(line: bytes) -> float | int:
     try:
         return msgspec.json.decode(line)["step"] if line.endswith(b"\n") else float("inf")
     except (msgspec.DecodeError, KeyError, TypeError):
@@ -47,6 +47,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [msgspec.json.decode(line) for line in lines if _step_of(line) != float("inf")]
 
 
+@runtime_checkable
 class Display(Protocol):
     """What shows progress: a live bar, or plain lines."""
 

@@ -1,0 +1,81 @@
+"""config.py: three formats, one struct; typos name the nearest key; every value knows where it came from."""
+
+import msgspec
+
+import pytest
+from slm_fn import config as configs
+
+YAML = "pretrain:\n  optim: {learning_rate: 1e-4}\n"
+TOML = "[pretrain.optim]\nlearning_rate = 1e-4\n"
+JSON = '{"pretrain": {"optim": {"learning_rate": 1e-4}}}'
+
+
+@pytest.mark.parametrize(("ending", "text"), [("yaml", YAML), ("toml", TOML), ("json", JSON)])
+def test_three_formats_give_the_same_struct(tmp_path, ending, text):
+    path = tmp_path / f"c.{ending}"
+    path.write_text(text)
+    assert configs.load(path) == configs.convert({"pretrain": {"optim": {"learning_rate": 0.0001}}}, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E5", 1e5), ("-2.5e+3", -2500.0), ("3", 3), ("1.", 1.0), (".5", 0.5)]
+)
+def test_yaml_numbers_are_numbers(text, value):
+    found = configs.override({}, [f"a={text}"])["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"modle": {}}, ["'modle'", "did you mean 'model'"]),
+        ({"model": {"num_layer": 3}}, ["'num_layer'", "[model]", "'num_layers'"]),
+        ({"learning_rate": 1}, ["belongs under", "pretrain.optim"]),
+        ({"pretrain": {"optim": {"warmup": 1}}}, ["[pretrain.optim]", "'warmup_steps'"]),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(data, words):
+    with pytest.raises(ValueError, match="unknown key") as error:
+        configs.convert(data, "c.yaml")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [(["pretrain.optim.name=sgdd"], "name"), (["model.dim=wide"], "model.dim"), (["dim"], "path.to.key")],
+)
+def test_wrong_values_say_where(overrides, word):
+    with pytest.raises(ValueError, match=word):
+        configs.load("tiny", overrides)
+
+
+def test_a_missing_config_names_the_presets():
+    with pytest.raises(FileNotFoundError, match="tiny"):
+        configs.load("tinny")
+
+
+def test_a_file_that_does_not_parse_is_one_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1,\nb: }")
+    with pytest.raises(ValueError, match="does not parse") as error:
+        configs.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_every_value_knows_its_origin():
+    rows = {dotted: (value, origin) for dotted, value, origin in configs.origins("tiny", ["model.dim=64"])}
+    assert rows["model.dim"] == (64, "flag")
+    assert rows["model.num_layers"][1] == "tiny.yaml"
+    assert rows["pretrain.optim.b1"] == (0.9, "default")
+    assert len(rows) == len(list(configs.walk(configs.Config())))
+
+
+def test_written_yaml_loads_back_and_hashes_alike(tmp_path):
+    config = configs.load("tiny", ["pretrain.optim.learning_rate=1.5e-05"])
+    path = tmp_path / "config.yaml"
+    path.write_text(configs.to_yaml(config))
+    assert configs.load(path) == config
+    assert configs.digest(configs.load(path)) == configs.digest(config)
+    assert configs.digest(msgspec.structs.replace(config, model=configs.ModelConfig())) != configs.digest(config)
