@@ -20,6 +20,8 @@ from slm_fn.core import random, tree  # noqa: E402
 from slm_fn.core.types import LMBatch  # noqa: E402
 from slm_fn.nn import gpt  # noqa: E402
 
+from road import road  # noqa: E402, F401 - the fixture that pipeline, cli and serve share
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

@@ -55,8 +55,8 @@ def dpo(
     """
     place = devices.resolve(device)
     model = models.load(init, place, dtype=torch.float32)
-    rows = list(sources.read_pairs(data))
-    held_out = list(sources.read_pairs(val)) if val else []
+    rows = list(sources.read_pairs(data, sft.check_messages))
+    held_out = list(sources.read_pairs(val, sft.check_messages)) if val else []
     if not val and config.dpo.val_fraction:
         rows, held_out = sft.split(rows, config.dpo.val_fraction, lambda row: row.prompt)
     examples = prepare(model, rows, note)
@@ -82,7 +82,7 @@ def dpo(
 def prepare(model: Model, rows: Sequence[Any], note: Callable[[str], None]) -> list[PairExample]:
     """Pairs as ids and masks that fit the context, with the model's own log-probabilities as the reference."""
     rendered = [PairExample(_reply(model, row.prompt, row.chosen), _reply(model, row.prompt, row.rejected)) for row in rows]
-    kept, dropped = pairs.fit(rendered, model.config.context + 1)
+    kept, dropped = pairs.fit(rendered, sft.longest(model))
     return with_reference(model, sft.check_dropped(kept, dropped, len(rows), note))
 
 

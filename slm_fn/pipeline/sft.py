@@ -55,8 +55,8 @@ def sft(
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
     model = models.load(init, "cpu", dtype=torch.float32)
-    conversations = list(sources.read_chat(data))
-    held_out = list(sources.read_chat(val)) if val else []
+    conversations = list(sources.read_chat(data, check_messages))
+    held_out = list(sources.read_chat(val, check_messages)) if val else []
     if not val and config.sft.val_fraction:
         conversations, held_out = split(conversations, config.sft.val_fraction, lambda row: row.messages)
     examples = prepare(model, conversations, note)
@@ -92,6 +92,20 @@ def messages_of(rows: Iterable[Any]) -> list[Message]:
     return [Message(row.role, row.content) for row in rows]
 
 
+def check_messages(rows: Sequence[Any]) -> None:
+    """Refuse what the template cannot render; the reader adds file and line.
+
+    Raises:
+        ValueError: roles that do not take turns.
+    """
+    chat.check(messages_of(rows))
+
+
+def longest(model: Model) -> int:
+    """Ids a training row may have: the context and one target more, in whole steps of the padding."""
+    return model.config.context // pairs.MULTIPLE * pairs.MULTIPLE + 1
+
+
 def prepare(model: Model, conversations: Sequence[Any], note: Callable[[str], None]) -> list[ChatExample]:
     """Conversations as ids and masks that fit the context; says what was dropped.
 
@@ -101,7 +115,7 @@ def prepare(model: Model, conversations: Sequence[Any], note: Callable[[str], No
     rendered = (
         chat.render(model.generation.template, model.tokenizer, messages_of(row.messages)) for row in conversations
     )
-    kept, dropped = pairs.fit([ChatExample(*row) for row in rendered], model.config.context + 1)
+    kept, dropped = pairs.fit([ChatExample(*row) for row in rendered], longest(model))
     return check_dropped(kept, dropped, len(conversations), note)
 
 

@@ -1,0 +1,145 @@
+"""pipeline: sft, dpo, the model folder, evaluate and inspect, on a small road."""
+
+import math
+
+import msgspec
+import torch
+
+import pytest
+from slm_fn.core import tree
+from slm_fn.data import sources
+from slm_fn.pipeline import dpo, evaluate, inspect, model, pretrain, sft
+from slm_fn.train import checkpoint, runlog
+
+
+@pytest.fixture(scope="module")
+def walked(road, tmp_path_factory):
+    out = tmp_path_factory.mktemp("walked")
+    first = pretrain.pretrain(road.config, road.pack, out / "pretrain", "cpu", live=False)
+    tuned = sft.sft(road.config, first.checkpoint, [road.chat], out / "sft", [road.chat], "cpu", live=False)
+    last = dpo.dpo(road.config, tuned.checkpoint, [road.pairs], out / "dpo", [road.pairs], "cpu", live=False)
+    return out, first, tuned, last
+
+
+def test_each_stage_starts_from_the_one_before_and_moves(walked):
+    out, first, tuned, last = walked
+    names = [first.checkpoint, tuned.checkpoint, last.checkpoint]
+    params = [model.load(place, "cpu", dtype=torch.float32).params for place in names]
+    assert not torch.equal(params[0]["embed"], params[1]["embed"])
+    assert not torch.equal(params[1]["embed"], params[2]["embed"])
+    assert tuned.metrics["val_loss"] < math.log(320)
+    assert 0 <= last.metrics["preference_accuracy"] <= 1
+    assert last.metrics["preference_pairs"] == 18
+
+
+def test_dpo_begins_at_ln_2(walked):
+    row = runlog.read(walked[0] / "dpo" / runlog.METRICS)[0]
+    assert row["step"] == 2  # one step of warm-up has been taken
+    assert row["train_loss"] == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_the_reference_is_the_model_dpo_started_from(road, walked):
+    start = model.load(walked[2].checkpoint, "cpu", dtype=torch.float32)
+    examples = dpo.prepare(start, list(sources.read_pairs([road.pairs])), print)
+    judged = dpo.judge(start.apply, start.params, examples, 1)
+    assert judged.accuracy == pytest.approx(0.5, abs=0.2)
+    assert judged.chosen_change_nats_per_token == pytest.approx(0, abs=1e-5)
+
+
+def test_a_path_names_a_model_a_run_or_a_checkpoint(walked, tmp_path):
+    out, first, *_ = walked
+    assert model.locate(out / "pretrain") == first.checkpoint == model.locate(first.checkpoint)
+    with pytest.raises(FileNotFoundError, match="no such"):
+        model.locate(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="neither"):
+        model.locate(tmp_path)
+
+
+def test_averaged_weights_are_taken_unless_raw(walked):
+    place = walked[1].checkpoint
+    mean, raw = (model.load(place, "cpu", raw, torch.float32).params for raw in (False, True))
+    assert not torch.equal(mean["embed"], raw["embed"])
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(walked, tmp_path):
+    import shutil
+
+    place = shutil.copytree(walked[1].checkpoint, tmp_path / "broken")
+    weights = place / checkpoint.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model.safetensors: missing, truncated or changed") as error:
+        model.load(place)
+    assert "\n" not in str(error.value)
+
+
+def test_a_foreign_tokenizer_is_refused(road, walked, tmp_path):
+    import shutil
+
+    place = shutil.copytree(walked[1].checkpoint, tmp_path / "foreign")
+    (place / checkpoint.STATE).unlink()
+    told = msgspec.json.decode((place / model.CONFIG).read_bytes())
+    (place / model.CONFIG).write_bytes(msgspec.json.encode({**told, "tokenizer_fingerprint": "0" * 64}))
+    with pytest.raises(ValueError, match="not the tokenizer"):
+        model.load(place)
+
+
+def test_training_and_serving_render_the_same_ids(road, walked):
+    talker = model.load(walked[2].checkpoint, "cpu")
+    row = next(iter(sources.read_chat([road.chat])))
+    trained = sft.prepare(talker, [row], print)[0]
+    from slm_fn.text import chat
+
+    served = chat.render(
+        talker.generation.template, talker.tokenizer, [chat.Message("user", row.messages[0].content)], reply=True
+    ).ids
+    assert trained.ids[: len(served)] == served
+    assert trained.mask[: len(served)] == [0] * len(served)
+
+
+def test_bits_per_byte_is_nats_over_bytes(road, walked):
+    found = evaluate.texts(model.load(walked[1].checkpoint, "cpu", dtype=torch.float32), sources.read([road.text]))
+    size = sum(p.stat().st_size for p in road.text.iterdir())
+    assert found.num_bytes == size
+    assert found.bits_per_byte == pytest.approx(found.loss_nats * found.tokens / math.log(2) / size)
+    assert found.documents == 8
+
+
+def test_replies_are_counted(road, walked):
+    talker = model.load(walked[2].checkpoint, "cpu", dtype=torch.float32)
+    found = evaluate.replies(talker, ["who is a fool?", "who is my lord?"], (0, 1), 16)
+    assert found.replies == 4
+    assert 0 <= found.ended <= 1
+    again = evaluate.replies(talker, ["who is a fool?", "who is my lord?"], (0, 1), 16)
+    assert found == again
+
+
+def test_too_many_useless_conversations_are_an_error(road, walked):
+    talker = model.load(walked[1].checkpoint, "cpu")
+    row = next(iter(sources.read_chat([road.chat])))
+    long = msgspec.structs.replace(row, messages=(row.messages[0], type(row.messages[1])("assistant", "word " * 500)))
+    with pytest.raises(ValueError, match="nothing to learn"):
+        sft.prepare(talker, [long], print)
+
+
+def test_a_split_keeps_prompts_apart(road):
+    rows = list(sources.read_chat([road.chat]))
+    train, held = sft.split(rows, 0.4, lambda row: row.messages)
+    assert train
+    assert held
+    prompts = [{row.messages[0].content for row in part} for part in (train, held)]
+    assert not prompts[0] & prompts[1]
+
+
+def test_inspect_shows_the_masks_that_training_uses(road):
+    rows = inspect.chat(road.chat, road.tokenizer, 2)
+    assert len(rows) == 2
+    said = "".join(token["text"] for token in rows[0]["tokens"] if token["trained"])
+    assert said == "the king is here.<|end|>"
+    found = inspect.pack(road.pack, 1)
+    assert {sample["split"] for sample in found["samples"]} == {"train", "val"}
+
+
+def test_weights_survive_the_folder(walked, same):
+    place = walked[1].checkpoint
+    loaded = model.load(place, "cpu", True, torch.float32)
+    assert same(checkpoint.load_weights(place, tree.map(torch.zeros_like, loaded.params), True), loaded.params)
