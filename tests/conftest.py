@@ -40,13 +40,13 @@ def no_shape_checks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gap() -> Callable[[Any, Any], float]:
-    """`gap(a, b)`: the largest difference of two trees, each leaf's measured against the largest number in it."""
+    """`gap(a, b)`: the largest relative difference of two trees' leaves, by the Euclidean norm of each leaf."""
 
     def leaf(a: torch.Tensor, b: torch.Tensor) -> float:
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         a, b = a.detach().double(), b.detach().double()
-        return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
+        return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
 
     def measure(left: Any, right: Any) -> float:
         a, b = tree.paths(left), tree.paths(right)
@@ -97,7 +97,7 @@ def config() -> gpt.ModelConfig:
 
 @pytest.fixture(scope="session")
 def rough() -> Callable[..., Any]:
-    """`rough(config, key)`: parameters as if trained a while. Fresh ones are the identity in every block and prove little."""
+    """`rough(config, key)`: parameters as if trained a while. Fresh ones are the identity in every block: no proof."""
 
     def draw(config: gpt.ModelConfig, key: int = 0) -> Any:
         def shake(path: str, w: torch.Tensor) -> torch.Tensor:

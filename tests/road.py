@@ -56,7 +56,7 @@ def road(tmp_path_factory) -> Road:
     from slm_fn.text.tokenizer import Tokenizer
 
     pack_documents(
-        PackConfig(seq_len=64, val_fraction=0.0, val_names=("play-7",)),
+        PackConfig(seq_len=64, val_fraction=0.0, val_names=("play-7.md",)),
         Tokenizer.load(root / "tokenizer.json"),
         sources.read([text]),
         root / "pack",

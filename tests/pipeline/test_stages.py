@@ -123,7 +123,7 @@ def test_too_many_useless_conversations_are_an_error(road, walked):
 
 def test_a_split_keeps_prompts_apart(road):
     rows = list(sources.read_chat([road.chat]))
-    train, held = sft.split(rows, 0.4, lambda row: row.messages)
+    train, held = sft.split(rows, 0.6, lambda row: row.messages)
     assert train
     assert held
     prompts = [{row.messages[0].content for row in part} for part in (train, held)]
