@@ -11,11 +11,8 @@ Invariant: the same documents give the same bytes, whatever the number of worker
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,14 +21,11 @@ import msgspec
 import numpy as np
 
 from slm_fn.core import files
+from slm_fn.data.encode import Encode, EncodeBatch, encoded
 from slm_fn.data.sources import Document
 
 FORMAT_VERSION = 1
 METADATA = "metadata.json"
-BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 512
-"""What is encoded at a time: memory stays bounded, and a worker has enough to do."""
-
-EncodeBatch = Callable[[Sequence[str]], list[list[int]]]
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -160,7 +154,7 @@ def pack(
         try:
             tokens = 0
             for count, (document, ids) in enumerate(
-                _encoded(documents, _Encode(encode_batch, eos, vocab_size), workers), 1
+                encoded(documents, Encode(encode_batch, eos, vocab_size), workers), 1
             ):
                 is_val = document.name in names if names else held_out(document.name, val_fraction)
                 missing.discard(document.name)
@@ -198,68 +192,6 @@ def _check(splits: dict[str, Split], seq_len: int, missing: set[str]) -> None:
             f"the corpus has {train.tokens} tokens to train on, less than one window of {seq_len + 1}; "
             "add text or lower seq_len"
         )
-
-
-class _Encode(NamedTuple):
-    """Documents' texts to arrays of ids, start token first; what is sent to a worker."""
-
-    encode_batch: EncodeBatch
-    eos: int
-    vocab_size: int
-
-    def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        rows = [np.array([self.eos, *ids], dtype=np.uint32) for ids in self.encode_batch(texts)]
-        largest = max(int(row.max()) for row in rows)
-        if largest >= self.vocab_size:
-            raise ValueError(f"the tokenizer gave id {largest}, outside its vocabulary of {self.vocab_size}")
-        return rows
-
-
-_encode: _Encode
-"""A worker process's own encoder: unpickled once, not with every batch."""
-
-
-def _start_worker(encode: _Encode) -> None:
-    global _encode
-    _encode = encode
-
-
-def _work(texts: list[str]) -> list[np.ndarray]:
-    return _encode(texts)
-
-
-def _encoded(documents: Iterable[Document], encode: _Encode, workers: int) -> Iterator[tuple[Document, np.ndarray]]:
-    """Every document with its ids, in order; at most two batches per worker are in memory."""
-    if workers == 0:
-        for batch in _batches(documents):
-            yield from zip(batch, encode([document.text for document in batch]), strict=True)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(encode,))
-    under_way: deque[tuple[list[Document], Future[Any]]] = deque()
-    try:
-        for batch in _batches(documents):
-            under_way.append((batch, pool.submit(_work, [document.text for document in batch])))
-            if len(under_way) >= 2 * workers:
-                done, future = under_way.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in under_way:
-            yield from zip(done, future.result(), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def open_pack(path: Path | str, verify: bool = False) -> Pack:
