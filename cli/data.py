@@ -25,7 +25,9 @@ def command() -> None:
 @options.out
 @click.option("--seq-len", default=256, show_default=True, help="Tokens a window predicts.")
 @click.option("--shard-size", default=1 << 24, show_default=True, help="Tokens per shard file.")
-@click.option("--val-fraction", default=0.05, show_default=True, help="Share of documents held out, by a hash of the name.")
+@click.option(
+    "--val-fraction", default=0.05, show_default=True, help="Share of documents held out, by a hash of the name."
+)
 @click.option("--val-name", "val_names", multiple=True, help="Hold this document out. May be repeated.")
 @click.option("--workers", default=0, show_default=True, help="Worker processes; 0 encodes in this one.")
 @options.as_json
@@ -92,5 +94,7 @@ def inspect(path: Path, num: int, tokenizer_file: Path | None, as_json: bool) ->
         options.print_json(rows)
         return
     for row in rows:
-        click.echo("".join(click.style(t["text"], fg="green" if t["trained"] else "bright_black") for t in row["tokens"]))
+        click.echo(
+            "".join(click.style(t["text"], fg="green" if t["trained"] else "bright_black") for t in row["tokens"])
+        )
         click.echo(f"    {row['trained']} of {len(row['tokens'])} tokens trained\n")

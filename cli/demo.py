@@ -51,7 +51,9 @@ def command(
     )
     for question, answer in report.samples:
         click.echo(f"  you    {question}\n  model  {answer}\n")
-    click.echo(f"Talk to it in the browser:   slm serve {report.model}\nor in the terminal:          slm chat {report.model}")
+    click.echo(
+        f"Talk to it in the browser:   slm serve {report.model}\nor in the terminal:          slm chat {report.model}"
+    )
 
 
 def _number(value: float | None, form: str) -> str:

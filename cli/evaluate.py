@@ -44,4 +44,6 @@ def ppl(model: Path, data: tuple[Path, ...], raw: bool, device: str, as_json: bo
     if as_json:
         options.print_json(figures)
     else:
-        options.print_table(str(model), list(figures), [[f"{v:.4f}" if isinstance(v, float) else v for v in figures.values()]])
+        options.print_table(
+            str(model), list(figures), [[f"{v:.4f}" if isinstance(v, float) else v for v in figures.values()]]
+        )

@@ -91,7 +91,7 @@ def _line(error: Exception) -> str:
 
 def _fail(line: str, code: int) -> None:
     if os.environ.get("SLM_DEBUG") and sys.exc_info()[0] is not None:
-        raise  # noqa: PLE0704 - called from an except block
+        raise
     click.echo(f"slm: {line}", err=True)
     sys.exit(code)
 

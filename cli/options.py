@@ -21,9 +21,15 @@ overrides = click.option(
 out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 init = click.option("--init", required=True, type=click.Path(path_type=Path), help="Run or model folder to start from.")
 resume = click.option(
-    "--resume", default="auto", show_default=True, metavar="auto|never|CHECKPOINT", help="Go on from the newest checkpoint in --out."
+    "--resume",
+    default="auto",
+    show_default=True,
+    metavar="auto|never|CHECKPOINT",
+    help="Go on from the newest checkpoint in --out.",
 )
-progress = click.option("--progress/--no-progress", "live", default=None, help="Live bar or plain lines (default: by terminal).")
+progress = click.option(
+    "--progress/--no-progress", "live", default=None, help="Live bar or plain lines (default: by terminal)."
+)
 
 
 def files(name: str, help: str, required: bool = True, letter: str = "paths") -> Callable[[Any], Any]:

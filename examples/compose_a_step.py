@@ -12,7 +12,7 @@ from slm_fn.nn import gpt
 from slm_fn.optim.recipes import OptimConfig, make
 from slm_fn.train.step import init_state, step_with
 
-TEXT = b"If music be the food of love, play on; give me excess of it, that, surfeiting, the appetite may sicken, and so die. "
+TEXT = b"If music be the food of love, play on; give me excess of it, that, surfeiting, the appetite may sicken. "
 STEPS, ROWS, LENGTH = 60, 8, 32
 
 config = gpt.ModelConfig(vocab_size=128, dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=128, context=64)

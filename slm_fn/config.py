@@ -90,7 +90,9 @@ def find(name: str | Path) -> Path:
     preset = resources("slm_fn.configs") / f"{name}.yaml"
     if "/" not in str(name) and preset.is_file():
         return Path(str(preset))
-    presets = sorted(p.name.removesuffix(".yaml") for p in resources("slm_fn.configs").iterdir() if p.name.endswith(".yaml"))
+    presets = sorted(
+        p.name.removesuffix(".yaml") for p in resources("slm_fn.configs").iterdir() if p.name.endswith(".yaml")
+    )
     raise FileNotFoundError(f"config {str(name)!r} is no file and no preset; presets: {', '.join(presets)}")
 
 
@@ -140,7 +142,9 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for item in overrides:
         dotted, found, text = item.partition("=")
         if not found or not dotted:
-            raise ValueError(f"--set {item!r}: write it as path.to.key=value, for example pretrain.train.total_steps=100")
+            raise ValueError(
+                f"--set {item!r}: write it as path.to.key=value, for example pretrain.train.total_steps=100"
+            )
         try:
             value = yaml.load(text, _Loader)
         except yaml.YAMLError:
@@ -181,11 +185,15 @@ def _inside(section: str) -> str:
 def _hint(key: str, section: str) -> str:
     every = [path for path, _ in walk(Config())]
     here = [p.rpartition(".")[2] for p in every if p.rpartition(".")[0] == section]
-    here += sorted({p.removeprefix(f"{section}." if section else "").partition(".")[0] for p in every if p.startswith(section)})
+    here += sorted(
+        {p.removeprefix(f"{section}." if section else "").partition(".")[0] for p in every if p.startswith(section)}
+    )
     elsewhere = [p for p in every if p.rpartition(".")[2] == key]
     if elsewhere:
         return f"it belongs under {' or '.join(p.rpartition('.')[0] for p in elsewhere)}"
-    near = difflib.get_close_matches(key, here, 1) or difflib.get_close_matches(key, [p.rpartition(".")[2] for p in every], 1)
+    near = difflib.get_close_matches(key, here, 1) or difflib.get_close_matches(
+        key, [p.rpartition(".")[2] for p in every], 1
+    )
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(dict.fromkeys(here))}"
 
 

@@ -1,4 +1,4 @@
-"""The fixture `road`: a small road, walked once: text, tokenizer, pack, chat and pairs on the disk, and the config of a tiny model."""
+"""The fixture `road`: text, tokenizer, pack, chat and pairs on the disk, and the config of a tiny model."""
 
 from pathlib import Path
 from typing import NamedTuple

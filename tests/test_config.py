@@ -1,8 +1,8 @@
 """config.py: three formats, one struct; typos name the nearest key; every value knows where it came from."""
 
 import msgspec
-
 import pytest
+
 from slm_fn import config as configs
 
 YAML = "pretrain:\n  optim: {learning_rate: 1e-4}\n"

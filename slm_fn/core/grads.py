@@ -76,7 +76,9 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
             for part in _split(batch, num_micro):
                 (value, aux), grads = vg(params, part)
                 w = aux["weight"]
-                weighted = tree.map(lambda x, w=w: x * w, (value, {k: v for k, v in aux.items() if k != "weight"}, grads))
+                weighted = tree.map(
+                    lambda x, w=w: x * w, (value, {k: v for k, v in aux.items() if k != "weight"}, grads)
+                )
                 row = (weighted, w)
                 total = row if total is None else tree.map(torch.add, total, row)
             assert total is not None

@@ -11,7 +11,7 @@ Invariant: a batch depends on the pack, the seed and its position alone; all ran
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -85,7 +85,7 @@ def _offset(seed: Key, epoch: int, total: int) -> int:
     return random.fold_in(random.fold_in(seed, epoch), "offset") % total if epoch else 0
 
 
-def prefetch(batch_at: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
+def prefetch(batch_at: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Generator[T, None, None]:
     """`batch_at` of each position in turn, the next `depth` of them made by a thread while this one is used.
 
     An error in `batch_at` arrives at its own position. Closing the iterator ends the thread.

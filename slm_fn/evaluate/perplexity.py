@@ -78,4 +78,3 @@ def batch_likelihood(apply: Apply, params: Params, batches: Iterator[LMBatch]) -
         nats += (nll * batch.mask).sum().item()
         tokens += int(batch.mask.sum())
     return Likelihood(nats, tokens)
-

@@ -27,8 +27,8 @@ def check_prompt(num_prompt: int, size: int, max_tokens: int) -> None:
     """
     if num_prompt >= size:
         raise ValueError(
-            f"This model's maximum context length is {size} tokens. However, you requested {num_prompt + max_tokens} tokens "
-            f"({num_prompt} in the messages, {max_tokens} in the completion). Please shorten the prompt."
+            f"This model's maximum context length is {size} tokens. However, you requested "
+            f"{num_prompt + max_tokens} tokens ({num_prompt} in the messages, {max_tokens} in the completion). Please shorten the prompt."
         )
 
 
@@ -50,7 +50,15 @@ def generate(
         ValueError: the prompt leaves no room, or is empty.
     """
     rows = stream_rows(
-        apply, init_cache, params, [prompt_ids], config=config, seeds=[seed], max_tokens=max_tokens, stop_ids=stop_ids, size=size
+        apply,
+        init_cache,
+        params,
+        [prompt_ids],
+        config=config,
+        seeds=[seed],
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        size=size,
     )
     return (ids[0] for ids in rows if ids[0] is not None)
 
@@ -70,7 +78,15 @@ def generate_batch(
     """All new tokens of many prompts, decoded together; each row as `generate` alone would make it."""
     out: list[list[int]] = [[] for _ in prompts]
     for ids in stream_rows(
-        apply, init_cache, params, prompts, config=config, seeds=seeds, max_tokens=max_tokens, stop_ids=stop_ids, size=size
+        apply,
+        init_cache,
+        params,
+        prompts,
+        config=config,
+        seeds=seeds,
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        size=size,
     ):
         for row, token in enumerate(ids):
             if token is not None:

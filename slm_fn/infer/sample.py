@@ -1,4 +1,4 @@
-"""Sampling filters as functions `Logits -> Logits`, composed by a config; a choice is a function of logits and a number.
+"""Sampling filters as functions `Logits -> Logits`, composed by a config; a choice is a function of logits and `u`.
 
 Invariant: chance is an argument: the same logits and the same `u` choose the same token on every device.
 """
@@ -70,7 +70,7 @@ def top_k(k: int) -> Filter:
 
 
 def top_p(p: float) -> Filter:
-    """Keep the smallest set of most likely tokens whose probability reaches `p`; the first is always kept. arXiv 1904.09751."""
+    """Keep the fewest, likeliest tokens that reach probability `p`; the first always stays. arXiv 1904.09751."""
 
     def keep(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         if p >= 1:

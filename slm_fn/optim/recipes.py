@@ -56,9 +56,7 @@ def make(config: OptimConfig, total_steps: int, matrix: Where, dtype: torch.dtyp
         >>> updates, state = tx.update(params, tx.init(params), params)
     """
     adam = transforms.scale_by_adam(config.b1, config.b2, config.eps)
-    muon = combine.chain(
-        transforms.scale_by_muon(config.momentum, dtype=dtype), combine.scale(config.muon_rate)
-    )
+    muon = combine.chain(transforms.scale_by_muon(config.momentum, dtype=dtype), combine.scale(config.muon_rate))
     parts = [
         *([transforms.clip_by_global_norm(config.clip)] if config.clip else []),
         adam if config.name == "adamw" else combine.partition(matrix, muon, adam),

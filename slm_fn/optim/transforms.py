@@ -54,7 +54,7 @@ class AdamState(NamedTuple):
 
     mu: Params
     nu: Params
-    count: Tensor  # () float32
+    num_updates: Tensor  # () float32
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8) -> Transform:
@@ -67,7 +67,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8) -> Trans
         return AdamState(_zeros(params), _zeros(params), _counter(params))
 
     def update(updates: Updates, state: AdamState, params: Params) -> tuple[Updates, AdamState]:
-        n = state.count + 1
+        n = state.num_updates + 1
         mu = tree.map(lambda m, g: m.lerp(g, 1 - b1), state.mu, updates)
         nu = tree.map(lambda v, g: (v * b2).addcmul(g, g, value=1 - b2), state.nu, updates)
         scale, root = 1 / _gathered(b1, n), _gathered(b2, n).sqrt()
@@ -141,7 +141,7 @@ def add_decayed_weights(weight_decay: float, where: Where) -> Transform:
 class ScheduleState(NamedTuple):
     """How many updates have been scaled, and the rate of the last one."""
 
-    count: Tensor  # () float32
+    num_updates: Tensor  # () float32
     rate: Tensor  # () float32
 
 
@@ -149,8 +149,8 @@ def scale_by_learning_rate(schedule: Callable[[Tensor], Tensor]) -> Transform:
     """Multiply by `-schedule(count)`: from a direction of ascent to the step that is added."""
 
     def update(updates: Updates, state: ScheduleState, params: Params) -> tuple[Updates, ScheduleState]:
-        rate = schedule(state.count)
-        return tree.map(lambda u: -rate * u, updates), ScheduleState(state.count + 1, rate)
+        rate = schedule(state.num_updates)
+        return tree.map(lambda u: -rate * u, updates), ScheduleState(state.num_updates + 1, rate)
 
     return Transform(lambda params: ScheduleState(_counter(params), _counter(params)), update)
 
@@ -159,7 +159,7 @@ class EmaState(NamedTuple):
     """The running average of the parameters."""
 
     average: Any
-    count: Tensor  # () float32
+    num_updates: Tensor  # () float32
 
 
 def params_ema(decay: float) -> Transform:
@@ -169,7 +169,7 @@ def params_ema(decay: float) -> Transform:
     """
 
     def update(updates: Updates, state: EmaState, params: Params) -> tuple[Updates, EmaState]:
-        n = state.count + 1
+        n = state.num_updates + 1
         keep = ((1 + n) / (10 + n)).clamp(max=decay)
         average = tree.map(lambda a, p, u: torch.lerp(p + u, a, keep.to(p.dtype)), state.average, params, updates)
         return updates, EmaState(average, n)

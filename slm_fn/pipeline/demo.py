@@ -93,18 +93,24 @@ def demo(
     clock = _Clock(say)
     with clock.stage("prepare", "38 plays and the conversations to files"):
         data = prepare.prepare_demo(out / "data")
-    with clock.stage("tokenize", f"a byte-level BPE of {config.tokenizer.vocab_size:,} tokens, and packed shards") as row:
+    with clock.stage(
+        "tokenize", f"a byte-level BPE of {config.tokenizer.vocab_size:,} tokens, and packed shards"
+    ) as row:
         row["tokens"] = _tokenize(config, data, out)
     with clock.stage("pretrain", f"{config.pretrain.train.total_steps} steps on 36 plays") as row:
         done = pretrain.pretrain(config, out / "packed", out / "pretrain", device, live=live)
         judged = evaluate.texts(_load(done, device), data.held_out_plays)
         row |= {"tokens": done.progress.tokens, "loss": judged.loss_nats, "bits_per_byte": judged.bits_per_byte}
     with clock.stage("sft", f"{config.sft.train.total_steps} steps on {data.counts['train']} conversations") as row:
-        tuned = sft.sft(config, done.checkpoint, [data.chat], out / "sft", [data.held_out_chat], device, live=live, note=say)
+        tuned = sft.sft(
+            config, done.checkpoint, [data.chat], out / "sft", [data.held_out_chat], device, live=live, note=say
+        )
         row |= {"tokens": tuned.progress.tokens, "loss": tuned.metrics.get("val_loss")}
         answers = _judge_replies(_load(tuned, device), data.held_out_chat)
     with clock.stage("dpo", f"{config.dpo.train.total_steps} steps on preferred and rejected replies") as row:
-        final = dpo.dpo(config, tuned.checkpoint, [data.pairs], out / "dpo", [data.held_out_pairs], device, live=live, note=say)
+        final = dpo.dpo(
+            config, tuned.checkpoint, [data.pairs], out / "dpo", [data.held_out_pairs], device, live=live, note=say
+        )
         row |= {"tokens": final.progress.tokens, "preference_accuracy": final.metrics["preference_accuracy"]}
     with clock.stage("judge", "replies to every held-out prompt, three seeds"):
         talker = _load(final, device)
@@ -127,7 +133,9 @@ def demo(
 
 def _tokenize(config: Config, data: prepare.Prepared, out: Path) -> int:
     spoken = [m.content for row in sources.read_chat([data.chat]) for m in row.messages]
-    tokenizer = tokenize.train_tokenizer(config.tokenizer, [*(d.text for d in data.plays), *spoken], out / "tokenizer.json")
+    tokenizer = tokenize.train_tokenizer(
+        config.tokenizer, [*(d.text for d in data.plays), *spoken], out / "tokenizer.json"
+    )
     cut = pack.PackConfig(
         seq_len=config.model.context, val_fraction=0.0, val_names=tuple(d.name for d in data.held_out_plays)
     )

@@ -6,7 +6,6 @@ Invariant: only one model is in memory while training; the reference is two numb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from slm_fn.core.types import Apply, Params
 from slm_fn.data import pairs, sources
 from slm_fn.data.pairs import ChatExample, PairExample
 from slm_fn.evaluate.preference import Preference, preference
+from slm_fn.loss.lm import sequence_logprob
 from slm_fn.loss.preference import dpo as dpo_loss
-from slm_fn.loss.preference import pair_logprobs, recorded
+from slm_fn.loss.preference import recorded
 from slm_fn.nn import gpt
 from slm_fn.optim import recipes
 from slm_fn.pipeline import model as models
@@ -81,7 +81,9 @@ def dpo(
 
 def prepare(model: Model, rows: Sequence[Any], note: Callable[[str], None]) -> list[PairExample]:
     """Pairs as ids and masks that fit the context, with the model's own log-probabilities as the reference."""
-    rendered = [PairExample(_reply(model, row.prompt, row.chosen), _reply(model, row.prompt, row.rejected)) for row in rows]
+    rendered = [
+        PairExample(_reply(model, row.prompt, row.chosen), _reply(model, row.prompt, row.rejected)) for row in rows
+    ]
     kept, dropped = pairs.fit(rendered, sft.longest(model))
     return with_reference(model, sft.check_dropped(kept, dropped, len(rows), note))
 
@@ -95,16 +97,25 @@ def _reply(model: Model, prompt: Sequence[Any], answer: Sequence[Any]) -> ChatEx
 
 
 def with_reference(model: Model, examples: Sequence[PairExample]) -> list[PairExample]:
-    """The pairs with log-probabilities under `model`, computed once in float32."""
+    """The pairs with log-probabilities under `model`, computed once in float32.
+
+    A reply that stands in several pairs is scored once, and rows of like length go together: little padding.
+    """
+    sides = {_key(side): side for pair in examples for side in (pair.chosen, pair.rejected)}
+    ordered = sorted(sides.values(), key=lambda side: len(side.ids))
     place, pad = model.params["norm"].device, model.tokenizer.special("<|pad|>")
-    logprobs = partial(pair_logprobs, model.apply, model.params)
-    out: list[PairExample] = []
+    found: dict[tuple[Any, ...], float] = {}
     with torch.no_grad():
-        for i in range(0, len(examples), ROWS):
-            part = examples[i : i + ROWS]
-            numbers = logprobs(tree.to_device(pairs.collate_pairs(part, pad), place)).tolist()
-            out += [pair._replace(reference=(a, b)) for pair, (a, b) in zip(part, numbers, strict=True)]
-    return out
+        for i in range(0, len(ordered), ROWS):
+            part = ordered[i : i + ROWS]
+            batch = tree.to_device(pairs.collate(part, pad), place)
+            numbers = sequence_logprob(model.apply, model.params, batch).tolist()
+            found |= {_key(side): number for side, number in zip(part, numbers, strict=True)}
+    return [pair._replace(reference=(found[_key(pair.chosen)], found[_key(pair.rejected)])) for pair in examples]
+
+
+def _key(side: ChatExample) -> tuple[Any, ...]:
+    return tuple(side.ids), tuple(side.mask)
 
 
 def judge(apply: Apply, params: Params, trials: Sequence[PairExample], pad: int) -> Preference:

@@ -45,7 +45,9 @@ def texts(model: Model, documents: Iterable[Document], tick: Callable[[str], Non
     start = model.tokenizer.special(model.generation.template.bos)
     nats, tokens, num_bytes, count = 0.0, 0, 0, 0
     for document in documents:
-        found = likelihood(model.apply, model.params, [start, *model.tokenizer.encode(document.text)], model.config.context)
+        found = likelihood(
+            model.apply, model.params, [start, *model.tokenizer.encode(document.text)], model.config.context
+        )
         nats, tokens = nats + found.nats, tokens + found.tokens
         num_bytes, count = num_bytes + len(document.text.encode()), count + 1
         tick(document.name)
@@ -57,7 +59,11 @@ def texts(model: Model, documents: Iterable[Document], tick: Callable[[str], Non
 
 def replies(model: Model, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int = 64) -> ReplyReport:
     """Answer every prompt once per seed with the model's sampling defaults, and count how the replies end."""
-    rows = [ids for seed in seeds for ids in sft.reply_ids(model, prompts, max_tokens, [seed * 100_003 + i for i in range(len(prompts))])]
+    rows = [
+        ids
+        for seed in seeds
+        for ids in sft.reply_ids(model, prompts, max_tokens, [seed * 100_003 + i for i in range(len(prompts))])
+    ]
     end = model.tokenizer.special(model.generation.template.end)
     said = [model.tokenizer.decode(ids).strip() for ids in rows]
     total = max(1, len(rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -24,6 +24,7 @@ from slm_fn.text.chat import ChatTemplate
 from slm_fn.text.tokenizer import Tokenizer
 from slm_fn.train import checkpoint
 
+T = TypeVar("T")
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation.json"
 
 
@@ -96,7 +97,9 @@ def locate(path: Path | str) -> Path:
     if (path / "checkpoints").is_dir():
         place, passed = checkpoint.newest(path)
         if place is None:
-            raise FileNotFoundError(f"{path}: this run has no whole checkpoint yet{''.join(f'; {line}' for line in passed)}")
+            raise FileNotFoundError(
+                f"{path}: this run has no whole checkpoint yet{''.join(f'; {line}' for line in passed)}"
+            )
         return place
     raise ValueError(f"{path}: neither a model folder ({CONFIG} is missing) nor a run folder (no checkpoints/ inside)")
 
@@ -119,7 +122,9 @@ def load(
     told = _decode(place / CONFIG, Description)
     tokenizer = Tokenizer.load(place / TOKENIZER)
     if tokenizer.fingerprint != told.tokenizer_fingerprint:
-        raise ValueError(f"{place / TOKENIZER}: not the tokenizer this model was trained with; restore the original file")
+        raise ValueError(
+            f"{place / TOKENIZER}: not the tokenizer this model was trained with; restore the original file"
+        )
     like = gpt.init(gpt.check(told.model), key=0)
     params = checkpoint.load_weights(place, like, raw)
     target = devices.resolve(device) if isinstance(device, str) else device
@@ -127,10 +132,12 @@ def load(
     return Model(told.model, params, tokenizer, _decode(place / GENERATION, Generation))
 
 
-def _decode(path: Path, kind: type) -> msgspec.Struct:
+def _decode(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: missing; a model folder holds {CONFIG}, {TOKENIZER} and {GENERATION}") from None
+        raise FileNotFoundError(
+            f"{path}: missing; a model folder holds {CONFIG}, {TOKENIZER} and {GENERATION}"
+        ) from None
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: {error}") from None

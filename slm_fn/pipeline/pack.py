@@ -26,7 +26,9 @@ class PackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_workers: int = 0
 
 
-def pack_documents(config: PackConfig, tokenizer: Tokenizer, documents: Iterable[Document], out: Path | str) -> packs.PackInfo:
+def pack_documents(
+    config: PackConfig, tokenizer: Tokenizer, documents: Iterable[Document], out: Path | str
+) -> packs.PackInfo:
     """Encode documents, each behind the start token, into shards under `out`."""
     return packs.pack(
         documents,
@@ -42,4 +44,3 @@ def pack_documents(config: PackConfig, tokenizer: Tokenizer, documents: Iterable
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
     )
-

@@ -40,7 +40,9 @@ def prepare_demo(out: Path | str) -> Prepared:
     documents = plays.read_plays()
     corpus = conversations.read_conversations()
     for document in documents:
-        files.write(out / ("held_out" if document.name in plays.HELD_OUT else "text") / f"{document.name}.md", document.text)
+        files.write(
+            out / ("held_out" if document.name in plays.HELD_OUT else "text") / f"{document.name}.md", document.text
+        )
     chat, held_chat = out / "chat.jsonl", out / "chat.held_out.jsonl"
     pairs, held_pairs = out / "pairs.jsonl", out / "pairs.held_out.jsonl"
     conversations.write_chat(corpus.train, chat)

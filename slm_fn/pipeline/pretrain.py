@@ -35,7 +35,12 @@ from slm_fn.train.step import init_state, step_with
 
 
 def pretrain(
-    config: Config, data: Path | str, out: Path | str, device: str = "auto", resume: str = "auto", live: bool | None = None
+    config: Config,
+    data: Path | str,
+    out: Path | str,
+    device: str = "auto",
+    resume: str = "auto",
+    live: bool | None = None,
 ) -> Outcome:
     """Train a decoder on a pack from random weights; goes on where a killed run stopped.
 
@@ -105,7 +110,9 @@ def _evaluator(apply: Apply, pack: packs.Pack, config: Config, device: Any) -> C
     return evaluate
 
 
-def _sampler(shape: ModelConfig, tokenizer: Tokenizer, generation: Generation) -> Callable[[Params], list[dict[str, str]]]:
+def _sampler(
+    shape: ModelConfig, tokenizer: Tokenizer, generation: Generation
+) -> Callable[[Params], list[dict[str, str]]]:
     """A text from nothing, with a fixed seed: the same model writes the same words."""
     template = ChatTemplate()
 
@@ -125,4 +132,3 @@ def _sampler(shape: ModelConfig, tokenizer: Tokenizer, generation: Generation) -
         return [{"prompt": "", "text": tokenizer.decode(list(ids))}]
 
     return sample
-

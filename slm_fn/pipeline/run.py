@@ -14,7 +14,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -97,12 +97,14 @@ def train(
         def log(row: dict[str, Any]) -> None:
             runlog.append(run / runlog.METRICS, row)
 
-        with stop_signals() as stopping:
+        with stop_signals() as stopping, closing(batches):
             outlets = Outlets(log, stage.evaluate, sample, save, stopping, display)
             _, progress = fit(stage.step, state, batches, settings, progress, outlets)
-            batches.close()
         if progress.step < settings.total_steps:
-            raise Interrupted(f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; the same command goes on from there")
+            raise Interrupted(
+                f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; "
+                "the same command goes on from there"
+            )
     return Outcome(place, progress, figures)
 
 
@@ -123,10 +125,13 @@ def _restore(
     info = checkpoint.check(place)
     if info.config_hash != digest:
         raise ValueError(
-            f"{run}: was made with another config (compare {run / 'config.yaml'} with yours); choose another --out, or restore the config"
+            f"{run}: was made with another config (compare {run / 'config.yaml'} with yours); "
+            "choose another --out, or restore the config"
         )
     if info.data_hash != stage.data_hash:
-        raise ValueError(f"{run}: was trained on other data; choose another --out, or hand it the data it was begun with")
+        raise ValueError(
+            f"{run}: was trained on other data; choose another --out, or hand it the data it was begun with"
+        )
     _same_machine(info, settings, note)
     state, info = checkpoint.load(place, stage.state)
     note(f"going on from {place}")
@@ -142,7 +147,9 @@ def _same_machine(info: checkpoint.State, settings: TrainConfig, note: Callable[
             note(f"warning: {name} was {then}, is {now}: the run goes on, but not bit for bit as if never stopped")
 
 
-def _state_of(now: Progress, settings: TrainConfig, digest: str, data_hash: str, metrics: dict[str, float]) -> checkpoint.State:
+def _state_of(
+    now: Progress, settings: TrainConfig, digest: str, data_hash: str, metrics: dict[str, float]
+) -> checkpoint.State:
     return checkpoint.State(
         step=now.step,
         position=now.position,

@@ -15,7 +15,7 @@ import torch
 
 from slm_fn.config import Config
 from slm_fn.core import device as devices
-from slm_fn.core import random, tree
+from slm_fn.core import files, random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.core.types import Apply, Params
@@ -31,6 +31,7 @@ from slm_fn.pipeline.model import Model
 from slm_fn.pipeline.run import Outcome, Stage, train
 from slm_fn.text import chat
 from slm_fn.text.chat import Message
+from slm_fn.train import checkpoint
 from slm_fn.train.step import init_state, step_with
 
 MOST_DROPPED = 0.05
@@ -82,8 +83,8 @@ def sft(
 def digest(init: Path, data: Iterable[Path]) -> str:
     """A hash of the starting weights and the data files: what a resumed run must find again."""
     hashed = hashlib.sha256()
-    for path in [init / "model.safetensors", *(p for path in data for p in sources.files_of(path))]:
-        hashed.update(hashlib.sha256(path.read_bytes()).digest())
+    for file in [init / checkpoint.WEIGHTS, *(file for path in data for file in sources.files_of(path))]:
+        hashed.update(files.checksum(file).encode())
     return hashed.hexdigest()
 
 
@@ -124,13 +125,18 @@ def check_dropped(kept: list[Any], dropped: dict[str, int], total: int, note: Ca
     lost = sum(dropped.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
     if not kept or lost > MOST_DROPPED * total:
-        raise ValueError(f"{lost} of {total} examples have nothing to learn ({reasons or 'no data'}); raise model.context or clean the data")
+        raise ValueError(
+            f"{lost} of {total} examples have nothing to learn ({reasons or 'no data'}); "
+            "raise model.context or clean the data"
+        )
     if lost:
         note(f"{lost} of {total} examples dropped: {reasons}")
     return kept
 
 
-def split(rows: Sequence[Any], fraction: float, prompt_of: Callable[[Any], Sequence[Any]]) -> tuple[list[Any], list[Any]]:
+def split(
+    rows: Sequence[Any], fraction: float, prompt_of: Callable[[Any], Sequence[Any]]
+) -> tuple[list[Any], list[Any]]:
     """Split by a hash of the normalised first user message, so that no held-out prompt is trained on."""
 
     def held(row: Any) -> bool:
@@ -140,7 +146,9 @@ def split(rows: Sequence[Any], fraction: float, prompt_of: Callable[[Any], Seque
     return [row for row in rows if not held(row)], [row for row in rows if held(row)]
 
 
-def evaluator(model: Model, apply: Apply, examples: list[ChatExample], rows: int) -> Callable[[Params], dict[str, float]]:
+def evaluator(
+    model: Model, apply: Apply, examples: list[ChatExample], rows: int
+) -> Callable[[Params], dict[str, float]]:
     """Loss on held-out conversations; nothing when there are none."""
     pad = model.tokenizer.special("<|pad|>")
     if not examples:
@@ -161,7 +169,9 @@ def sampler(model: Model) -> Callable[[Params], list[dict[str, str]]]:
     def sample(params: Params) -> list[dict[str, str]]:
         return [
             {"prompt": prompt, "text": text}
-            for prompt, text in zip(SAMPLE_PROMPTS, reply(model._replace(params=params), SAMPLE_PROMPTS, 48), strict=True)
+            for prompt, text in zip(
+                SAMPLE_PROMPTS, reply(model._replace(params=params), SAMPLE_PROMPTS, 48), strict=True
+            )
         ]
 
     return sample
@@ -173,7 +183,9 @@ def reply(model: Model, prompts: Sequence[str], max_tokens: int, seeds: Sequence
     return [model.tokenizer.decode(row) for row in ids]
 
 
-def reply_ids(model: Model, prompts: Sequence[str], max_tokens: int, seeds: Sequence[int] | None = None) -> list[list[int]]:
+def reply_ids(
+    model: Model, prompts: Sequence[str], max_tokens: int, seeds: Sequence[int] | None = None
+) -> list[list[int]]:
     """The same as ids, with the control token that ended a reply as its last id."""
     template = model.generation.template
     rows = [chat.render(template, model.tokenizer, [Message("user", text)], reply=True).ids for text in prompts]

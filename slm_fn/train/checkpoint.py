@@ -22,7 +22,12 @@ from slm_fn.core import files, tree
 from slm_fn.core.types import Params, TrainState
 from slm_fn.optim.transforms import EmaState, find
 
-WEIGHTS, AVERAGED, TRAIN_STATE, STATE = "model.safetensors", "model_ema.safetensors", "train_state.safetensors", "state.json"
+WEIGHTS, AVERAGED, TRAIN_STATE, STATE = (
+    "model.safetensors",
+    "model_ema.safetensors",
+    "train_state.safetensors",
+    "state.json",
+)
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +63,9 @@ def load_tree(path: Path | str, like: Any) -> Any:
     try:
         flat = load_file(str(path))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error}); restore the file or take another checkpoint") from None
+        raise ValueError(
+            f"{path}: cannot be read as safetensors ({error}); restore the file or take another checkpoint"
+        ) from None
     _compare(str(path), flat, tree.paths(like))
     # Cloned: safetensors hands out tensors at 4-byte alignment, where a float32 product rounds differently.
     # A path that repeats a tensor is fine here: every leaf becomes its own.
@@ -73,7 +80,8 @@ def _compare(where: str, have: Mapping[str, Tensor], want: Mapping[str, Tensor])
         near = difflib.get_close_matches(name, have if missing else want, 1)
         hint = f"; nearest is {near[0]!r}" if near else ""
         raise ValueError(
-            f"{where}: {len(missing)} tensors missing, {len(extra)} unexpected, first {name!r}{hint}: it belongs to another model or optimizer"
+            f"{where}: {len(missing)} tensors missing, {len(extra)} unexpected, first {name!r}{hint}: "
+            "it belongs to another model or optimizer"
         )
     for name, leaf in want.items():
         if have[name].shape != leaf.shape or have[name].dtype != leaf.dtype:
@@ -102,7 +110,9 @@ def save(run: Path | str, state: TrainState, info: State, model_files: Mapping[s
     need = 2 * sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(state))
     free = shutil.disk_usage(place.parent).free
     if free < need:
-        raise OSError(f"{place}: {need >> 20} MiB needed for a checkpoint, {free >> 20} MiB free; make room or lower train.keep")
+        raise OSError(
+            f"{place}: {need >> 20} MiB needed for a checkpoint, {free >> 20} MiB free; make room or lower train.keep"
+        )
     ema = find(state.opt_state, EmaState)
     with files.folder(place) as out:
         save_tree(out / WEIGHTS, state.params)
@@ -112,7 +122,9 @@ def save(run: Path | str, state: TrainState, info: State, model_files: Mapping[s
         for name, data in model_files.items():
             (out / name).write_bytes(data)
         checksums = {file.name: files.checksum(file) for file in sorted(out.iterdir())}
-        (out / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(info, checksums=checksums))))
+        (out / STATE).write_bytes(
+            msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(info, checksums=checksums)))
+        )
     files.write(place.parent / "latest", place.name)
     if info.best is not None and info.metrics.get("val_loss") == info.best:
         files.write(place.parent / "best", place.name)

@@ -81,7 +81,9 @@ def fit(
         last = progress.step == config.total_steps or out.stopping()
         if due(config.log_every, progress.step) or last:
             row, progress = meter.read(state, metrics)
-            out.display.update(progress.step, {"loss": meter.smooth, "lr": row.get("lr", 0.0), "tok_per_s": row["tok_per_s"]})
+            out.display.update(
+                progress.step, {"loss": meter.smooth, "lr": row.get("lr", 0.0), "tok_per_s": row["tok_per_s"]}
+            )
             _check_skipped(state, config.max_skipped)
             if due(config.eval_every, progress.step) or progress.step == config.total_steps:
                 figures = out.evaluate(trained(state))
@@ -144,7 +146,7 @@ class _Meter:
     def read(self, state: TrainState, metrics: Metrics) -> tuple[dict[str, Any], Progress]:
         values = {name: float(value) for name, value in metrics.items() if name != "weight"}
         loss, now = values.pop("loss"), self.settle()
-        self.smooth = loss if self.smooth != self.smooth else 0.8 * self.smooth + 0.2 * loss
+        self.smooth = loss if self.smooth != self.smooth else 0.5 * self.smooth + 0.5 * loss
         seconds, tokens = now.seconds - self.mark[0], now.tokens - self.mark[1]
         self.mark = (now.seconds, now.tokens)
         rate = find(state.opt_state, ScheduleState)

@@ -56,8 +56,8 @@ def test_help_is_quick_and_light():
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "device", "config show", "data pack", "data inspect", "tokenizer train", "tokenizer inspect", "tokenizer encode",
-     "tokenizer decode", "pretrain", "sft", "dpo", "eval ppl", "sample", "chat", "serve", "runs"],
+    ["demo", "device", "config show", "data pack", "data inspect", "tokenizer train", "tokenizer inspect",
+     "tokenizer encode", "tokenizer decode", "pretrain", "sft", "dpo", "eval ppl", "sample", "chat", "serve", "runs"],
 )  # fmt: skip
 def test_every_command_shows_an_example(command):
     done = slm(*command.split(), "--help")
@@ -160,7 +160,18 @@ def test_figures_are_one_json_object(road, trained):
 
 def test_sample_is_the_same_for_the_same_seed(trained):
     one, two, other = (
-        slm("sample", trained / "pretrain", "--prompt", "the king", "--max-tokens", "8", "--seed", seed, "--device", "cpu")
+        slm(
+            "sample",
+            trained / "pretrain",
+            "--prompt",
+            "the king",
+            "--max-tokens",
+            "8",
+            "--seed",
+            seed,
+            "--device",
+            "cpu",
+        )
         for seed in (1, 1, 2)
     )
     assert one.returncode == 0, one.stderr.decode()

@@ -2,11 +2,11 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pytest
 from slm_fn.core.types import LMBatch
 from slm_fn.evaluate import perplexity
 

@@ -1,8 +1,8 @@
 """evaluate/preference.py: chance at the reference, one where the policy moved the right way."""
 
+import pytest
 import torch
 
-import pytest
 from slm_fn.core.types import PairBatch
 from slm_fn.evaluate.preference import preference
 from slm_fn.loss.preference import pair_logprobs

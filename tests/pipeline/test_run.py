@@ -9,9 +9,9 @@ import sys
 import time
 
 import msgspec
+import pytest
 import torch
 
-import pytest
 from slm_fn.pipeline.pretrain import pretrain
 from slm_fn.pipeline.run import Interrupted
 from slm_fn.train import checkpoint, runlog

@@ -3,9 +3,9 @@
 import math
 
 import msgspec
+import pytest
 import torch
 
-import pytest
 from slm_fn.core import tree
 from slm_fn.data import sources
 from slm_fn.pipeline import dpo, evaluate, inspect, model, pretrain, sft
@@ -22,7 +22,7 @@ def walked(road, tmp_path_factory):
 
 
 def test_each_stage_starts_from_the_one_before_and_moves(walked):
-    out, first, tuned, last = walked
+    _, first, tuned, last = walked
     names = [first.checkpoint, tuned.checkpoint, last.checkpoint]
     params = [model.load(place, "cpu", dtype=torch.float32).params for place in names]
     assert not torch.equal(params[0]["embed"], params[1]["embed"])

@@ -1,8 +1,8 @@
 """train/checkpoint.py: bit for bit back, broken ones refused, the newest whole one found, old ones dropped."""
 
+import pytest
 import torch
 
-import pytest
 from slm_fn.core import tree
 from slm_fn.nn import gpt
 from slm_fn.optim import recipes

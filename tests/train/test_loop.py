@@ -1,8 +1,8 @@
 """train/loop.py: intervals, stopping, skipped steps, and the state that is judged."""
 
+import pytest
 import torch
 
-import pytest
 from slm_fn.core.grads import value_and_grad
 from slm_fn.optim import recipes
 from slm_fn.train import loop, runlog
