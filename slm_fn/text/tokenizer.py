@@ -158,12 +158,15 @@ class Tokenizer:
         Raises:
             ValueError: no token has this id.
         """
-        if token in self._added:
-            return self._added[token]
-        text = self._hf.id_to_token(token) if token >= 0 else None
-        if text is None:
-            raise ValueError(f"no token has id {token} (the vocabulary has {self.vocab_size})")
-        return bytes(BYTE_OF[character] for character in text)
+        try:
+            return self._bytes[token]
+        except KeyError:
+            raise ValueError(f"no token has id {token} (the vocabulary has {self.vocab_size})") from None
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        vocabulary = self._hf.get_vocab(with_added_tokens=False)
+        return {i: bytes(map(BYTE_OF.__getitem__, text)) for text, i in vocabulary.items()} | self._added
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, control tokens left out; bytes that are no UTF-8 become U+FFFD.
@@ -171,7 +174,10 @@ class Tokenizer:
         Raises:
             ValueError: no token has one of these ids.
         """
-        return b"".join(self.token_bytes(int(token)) for token in ids).decode("utf-8", "replace")
+        ids = [int(token) for token in ids]
+        if not self._bytes.keys() >= set(ids):
+            self.token_bytes(next(token for token in ids if token not in self._bytes))
+        return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
 
 
 class Utf8(NamedTuple):

@@ -1,0 +1,16 @@
+"""One small tokenizer for the whole room."""
+
+import pytest
+
+from slm_fn.text import bpe
+from slm_fn.text.tokenizer import Tokenizer
+
+CORPUS = [
+    "To be, or not to be: that is the question.\r\nWhether 'tis nobler in the mind to suffer  \n" * 20,
+    "日本語のテキスト 😀👩‍👩‍👧 naïve café 12345 \t x = y\n" * 20,
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return bpe.train(CORPUS, 400)

@@ -1,0 +1,62 @@
+"""Training: deterministic, complete over bytes, split as Qwen-2 splits, truthful about its size."""
+
+import pytest
+
+from slm_fn.text import bpe
+from slm_fn.text.tokenizer import Tokenizer
+
+from .conftest import CORPUS
+
+
+def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [tokenizer.token_bytes(i).decode(errors="replace") for i in tokenizer.encode(text)]
+
+
+def test_the_same_documents_give_the_same_tokenizer(tokenizer: Tokenizer) -> None:
+    assert bpe.train(iter(CORPUS), 400).to_json() == tokenizer.to_json()
+    assert bpe.train(CORPUS[:1], 400) != tokenizer
+
+
+def test_reserved_tokens_come_first_and_the_size_is_true(tokenizer: Tokenizer) -> None:
+    assert tokenizer.specials == {name: i for i, name in enumerate(bpe.SPECIALS)}
+    assert 262 < tokenizer.vocab_size < 400
+    small = bpe.train(["ab ab"], 5000)
+    assert small.vocab_size == 6 + 256 + 1  # "ab", but not " ab", which is there once
+    assert len({small.token_bytes(i) for i in range(6, small.vocab_size)}) == small.vocab_size - 6
+
+
+def test_frequent_words_become_tokens_and_rare_pairs_do_not(tokenizer: Tokenizer) -> None:
+    assert pieces(tokenizer, " be") == [" be"]
+    assert bpe.train(["zq"], 300).vocab_size == 262
+    assert bpe.train(["zq"], 300, min_frequency=1).vocab_size == 263
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("a 12345", ["a", " ", "1", "2", "3", "4", "5"]),
+        ("I'LL we've", ["I", "'LL", " we", "'ve"]),
+        ("a  b", ["a", " ", " b"]),
+        ("x\r\n\r\ny", ["x", "\r\n\r\n", "y"]),
+        ("so?!\n z", ["so", "?!\n", " z"]),
+    ],
+)
+def test_merges_stop_where_qwen2_splits(text: str, split: list[str]) -> None:
+    merged = bpe.train([text] * 50, 1000)  # all merges there are: a token is a whole piece
+    assert pieces(merged, text) == split
+
+
+def test_progress_counts_characters() -> None:
+    seen: list[int] = []
+    bpe.train(["abc", "de"], 262, progress=seen.append)
+    assert seen == [3, 5]
+
+
+def test_bad_settings_are_said_plainly() -> None:
+    with pytest.raises(ValueError, match=r"too small.*262"):
+        bpe.train(["a"], 261)
+    with pytest.raises(ValueError, match="distinct"):
+        bpe.train(["a"], 300, specials=["<|x|>", "<|x|>"])
+    for empty in ([], ["", ""]):
+        with pytest.raises(ValueError, match="the corpus is empty"):
+            bpe.train(empty, 300)
