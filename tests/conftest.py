@@ -8,6 +8,7 @@ from jaxtyping import install_import_hook
 ROOMS = ("core", "nn", "optim", "loss", "text", "data", "lift", "train", "infer", "evaluate")
 install_import_hook([f"slm_fn.{room}" for room in ROOMS], "beartype.beartype")
 
+import inspect  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
@@ -18,6 +19,7 @@ import torch  # noqa: E402
 
 from slm_fn.core import random, tree  # noqa: E402
 from slm_fn.core.types import LMBatch  # noqa: E402
+from slm_fn.loss import lm  # noqa: E402
 from slm_fn.nn import gpt  # noqa: E402
 
 from road import road  # noqa: E402, F401 - the fixture that pipeline, cli and serve share
@@ -30,8 +32,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """Shape checks off: torch.compile cannot trace them."""
+def no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shape checks off: torch.compile cannot trace them, nor in an autograd.Function the wrapper that is left."""
+    for method in ("forward", "setup_context", "backward"):
+        bare = inspect.unwrap(getattr(lm._ChunkedNLL, method))
+        monkeypatch.setattr(lm._ChunkedNLL, method, staticmethod(bare))
     jaxtyping.config.update("jaxtyping_disable", True)
     torch._dynamo.reset()
     yield

@@ -19,7 +19,9 @@ CHUNK = 512
 """Tokens per chunk: logits of 512 x 32k floats are 64 MiB, and the products are still wide enough to be fast."""
 
 
-def token_nll(weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targets: Int[Tensor, ...]) -> Float[Tensor, ...]:
+def token_nll(
+    weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targets: Int[Tensor, ...]
+) -> Float[Tensor, ...]:
     """Negative log-likelihood of each target in nats, float32, by plain cross entropy over all logits.
 
     Differentiable any number of times and forward too; keeps every logit. The oracle of the chunked form.
@@ -68,8 +70,9 @@ class _ChunkedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *through_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        if any(g is not None for g in through_gradients):
-            raise RuntimeError("the chunked loss can be differentiated once; use loss.lm.next_token(chunked=False) for more")
+        # Dynamo always hands in tensors here, also in a first derivative, and loses a second one before it arrives.
+        if not torch.compiler.is_compiling() and any(g is not None for g in through_gradients):
+            raise RuntimeError("the chunked loss can be differentiated once; take next_token(chunked=False) for more")
         if grad is None:
             return None, None, None, None
         grad_weight, grad_hidden, grad_mask = ctx.saved_tensors
@@ -84,10 +87,11 @@ def chunked_nll(
 ) -> Float[Tensor, ""]:
     """`sum(mask * token_nll(...))`: the same value and first gradient, without keeping the logits.
 
-    Works under torch.func.grad and vmap. The log-sum-exp is float32 whatever the products' dtype.
+    Works under torch.func.grad, vmap and torch.compile. The log-sum-exp is float32 whatever the products' dtype.
 
     Raises:
         RuntimeError: on double differentiation or forward mode, which would be wrong; take `token_nll` there.
+            A second derivative inside `torch.compile` is wrong and not noticed.
     """
     return _ChunkedNLL.apply(weight, hidden.flatten(0, 1), targets.flatten(), mask.flatten())[0]
 

@@ -149,7 +149,9 @@ def test_spec_count_and_init_tell_of_the_same_tree(decoder):
     config, _, params, _ = decoder
     fresh = gpt.init(config, key=5)
     assert tree.count(fresh) == gpt.count(config)
-    assert {path: w.shape for path, w in tree.paths(fresh).items()} == {p: w.shape for p, w in tree.paths(params).items()}
+    assert {path: w.shape for path, w in tree.paths(fresh).items()} == {
+        p: w.shape for p, w in tree.paths(params).items()
+    }
     in_blocks = {path for path, w in tree.paths(fresh).items() if path.startswith("blocks/") and w.ndim == 3}
     assert gpt.matrices(config) == in_blocks
 
