@@ -139,12 +139,13 @@ class _Turn(NamedTuple):
 
 
 def _turns(conversations: Iterable[Conversation]) -> list[_Turn]:
-    return [
-        _Turn(conversation.messages[:i], message)
-        for conversation in conversations
-        for i, message in enumerate(conversation.messages)
-        if message.role == "assistant"
-    ]
+    """Every reply, once: conversations may begin alike."""
+    turns: dict[tuple[str, ...], _Turn] = {}
+    for conversation in conversations:
+        for i, message in enumerate(conversation.messages):
+            if message.role == "assistant":
+                turns.setdefault(_lines(conversation)[: i + 1], _Turn(conversation.messages[:i], message))
+    return list(turns.values())
 
 
 def preference_pairs(conversations: Sequence[Conversation], key: Key, num_rejected: int) -> list[Preference]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -100,11 +101,11 @@ def _cut(side: ChatExample, limit: int) -> int:
     excess, turns = len(side.ids) - limit, _turns(side)
     if excess <= 0:
         return 1
-    if excess + 1 in turns:
-        return excess + 1
-    cut = excess + 2  # one more: the role's token of the turn stays
-    while cut < len(side.ids) and side.mask[cut]:
-        cut += 1
+    cut = excess + 1 if excess + 1 in turns else excess + 2  # one more: the role's token of the turn stays
+    assistant = side.ids[_answer(side) - 1]
+    for turn, after in pairwise([*turns, len(side.ids)]):
+        if turn <= cut < after and side.ids[turn] == assistant:
+            cut = after  # an earlier answer goes as a whole
     return cut
 
 

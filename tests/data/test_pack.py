@@ -1,0 +1,193 @@
+"""Packs: what goes in comes out, the same bytes with workers, whole or absent, and each way to break has a line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slm_fn.core import files
+from slm_fn.data import pack as packs
+from slm_fn.data.sources import Document
+from slm_fn.text.tokenizer import Tokenizer
+
+from .conftest import DOCUMENTS
+
+MakePack = Callable[..., packs.Pack]
+
+
+def everything(pack: packs.Pack, split: str) -> list[int]:
+    return packs.take(pack, split, 0, pack.info.splits[split].tokens).tolist()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_documents_come_back_each_behind_its_start_token(make_pack: MakePack, tokenizer: Tokenizer) -> None:
+    pack = make_pack()
+    for split, is_val in (("train", False), ("val", True)):
+        expected = [d for d in DOCUMENTS if packs.held_out(d.name, 0.2) == is_val]
+        assert len(expected) >= 3
+        assert everything(pack, split) == [i for d in expected for i in [0, *tokenizer.encode(d.text)]]
+        info = pack.info.splits[split]
+        assert info.documents == len(expected)
+        assert info.num_bytes == sum(len(d.text.encode()) for d in expected)
+        assert [s.tokens for s in info.shards][:-1] == [300] * (len(info.shards) - 1)
+    assert len(pack.shards["train"]) > 3
+    assert Tokenizer.load(pack.path / "tokenizer.json") == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "width"), [(300, "<u2", 2), (1 << 16, "<u2", 2), ((1 << 16) + 1, "<u4", 4)]
+)
+def test_ids_are_little_endian_and_as_wide_as_the_vocabulary_needs(
+    make_pack: MakePack, vocab_size: int, dtype: str, width: int
+) -> None:
+    pack = make_pack(vocab_size=vocab_size, shard_size=1 << 20)
+    raw = (pack.path / "train/shard_00000.bin").read_bytes()
+    assert len(raw) == width * pack.info.splits["train"].tokens
+    assert np.frombuffer(raw, dtype).tolist() == everything(pack, "train")
+
+
+def test_workers_change_no_byte(make_pack: MakePack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_fn.data.encode.BATCH_DOCUMENTS", 3)  # many batches under way at once
+    alone = make_pack("alone", workers=0)
+    together = make_pack("together", workers=2)
+    assert contents(alone.path) == contents(together.path)
+    assert alone.digest == together.digest
+
+
+def test_packing_streams(make_pack: MakePack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_fn.data.encode.BATCH_DOCUMENTS", 4)
+    read, behind = 0, []
+
+    def documents() -> Iterator[Document]:
+        nonlocal read
+        for document in DOCUMENTS:
+            read += 1
+            yield document
+
+    make_pack(documents=documents(), progress=lambda done, tokens: behind.append(read - done))
+    assert len(behind) == len(DOCUMENTS)
+    assert max(behind) < 4
+
+
+def test_adding_documents_moves_none_to_the_other_side(make_pack: MakePack) -> None:
+    few = [d for d in DOCUMENTS[::2] if packs.held_out(d.name, 0.2)]
+    assert set(few) <= {d for d in DOCUMENTS if packs.held_out(d.name, 0.2)}
+    share = sum(packs.held_out(f"name {i}", 0.1) for i in range(5000)) / 5000
+    assert 0.08 < share < 0.12
+
+
+def test_documents_held_out_by_name_and_no_others(make_pack: MakePack, tokenizer: Tokenizer) -> None:
+    pack = make_pack(val_names=("doc-03",), val_fraction=0.9)
+    assert everything(pack, "val") == [0, *tokenizer.encode(DOCUMENTS[3].text)]
+    assert pack.info.splits["train"].documents == len(DOCUMENTS) - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents": []}, "nothing to pack"),
+        ({"val_names": ("doc-03", "doc-99")}, "no document is named doc-99"),
+        ({"val_fraction": 1.0}, "all 40 documents are held out"),
+        ({"documents": DOCUMENTS[:1], "val_fraction": 0.0, "seq_len": 500}, "less than one window of 501"),
+        ({"vocab_size": 270}, "outside its vocabulary of 270"),
+        ({"shard_size": 0}, "at least 1"),
+        ({"val_fraction": 1.5}, "within 0 and 1"),
+    ],
+)
+def test_what_cannot_be_packed_is_said_and_leaves_the_old_pack(
+    make_pack: MakePack, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    before = contents(make_pack().path)
+    with pytest.raises(ValueError, match=message):
+        make_pack(**changes)
+    assert contents(tmp_path / "pack") == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "pack"], "something was left beside it"
+
+
+def test_an_error_in_a_worker_arrives_here(make_pack: MakePack) -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        make_pack(documents=[*DOCUMENTS, Document("bad", "\ud800")], workers=1)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from slm_fn.data import pack as packs
+from slm_fn.data.sources import Document
+from slm_fn.text.tokenizer import Tokenizer
+tokenizer = Tokenizer.load(sys.argv[1] + "/tokenizer.json")
+def documents():
+    for i in range(2000):
+        yield Document(str(i), "another text " * 50)
+    print("written", flush=True)
+    time.sleep(60)
+packs.pack(documents(), tokenizer.encode_batch, sys.argv[1], eos=0, seq_len=16, shard_size=300, tokenizer_json="",
+    fingerprint="", vocab_size=tokenizer.vocab_size)
+"""
+
+
+def test_a_killed_packer_leaves_the_old_pack_whole(make_pack: MakePack, tmp_path: Path) -> None:
+    pack = make_pack()
+    before = contents(pack.path)
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(pack.path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        process.kill()
+    left = [path for path in tmp_path.iterdir() if path != pack.path]
+    assert [path.name.startswith(files.TEMPORARY) for path in left] == [True]
+    assert any(left[0].rglob("shard_*.bin")), "it was killed before it wrote anything"
+    assert contents(packs.open_pack(pack.path, verify=True).path) == before
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [pack.path]
+
+
+def test_a_broken_pack_is_never_taken_for_one(make_pack: MakePack, tmp_path: Path) -> None:
+    shard = "train/shard_00001.bin"
+
+    def broken(name: str, harm: Callable[[Path], object], error: type[Exception], message: str, verify: bool) -> None:
+        path = make_pack(name).path
+        harm(path)
+        with pytest.raises(error, match=message) as raised:
+            packs.open_pack(path, verify)
+        assert str(path) in str(raised.value)
+
+    def flip(path: Path) -> None:
+        data = bytearray((path / shard).read_bytes())
+        data[5] ^= 1
+        (path / shard).write_bytes(data)
+
+    def metadata(text: str) -> Callable[[Path], object]:
+        return lambda path: (path / "metadata.json").write_text(text)
+
+    broken("cut", lambda p: os.truncate(p / shard, 100), ValueError, "100 bytes instead of 600", False)
+    broken("lost", lambda p: (p / shard).unlink(), FileNotFoundError, f"lacks its shard {shard}", False)
+    broken("flipped", flip, ValueError, "another checksum", True)
+    broken("empty", metadata(""), ValueError, "does not describe a pack", False)
+    broken("list", metadata("[]"), ValueError, "does not describe a pack", False)
+    broken("later", metadata('{"format_version": 9}'), ValueError, "format version 9, this program reads 1", False)
+    broken("partial", metadata('{"format_version": 1}'), ValueError, "missing required field", False)
+    with pytest.raises(FileNotFoundError, match=r"no pack at .*slm data pack"):
+        packs.open_pack(tmp_path)
+
+
+def test_another_tokenizer_is_refused(make_pack: MakePack, tokenizer: Tokenizer) -> None:
+    pack = make_pack()
+    packs.check_tokenizer(pack, tokenizer.fingerprint)
+    with pytest.raises(ValueError, match="tokenizer does not belong to this pack"):
+        packs.check_tokenizer(pack, "0" * 64)
+
+
+def test_take_goes_round_and_an_empty_split_has_nothing(make_pack: MakePack) -> None:
+    pack = make_pack(val_fraction=0.0)
+    row = everything(pack, "train")
+    assert packs.take(pack, "train", len(row) - 2, 5).tolist() == [*row[-2:], *row[:3]]
+    assert packs.take(pack, "train", 290, 700).tolist() == row[290:990]
+    with pytest.raises(ValueError, match="holds no val tokens"):
+        packs.take(pack, "val", 0, 1)

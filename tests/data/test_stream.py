@@ -1,0 +1,141 @@
+"""The stream: any batch at any time, every window once per epoch, ranks share out one batch."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from slm_fn.core.types import check_lm_batch
+from slm_fn.data import pack as packs
+from slm_fn.data import stream
+from slm_fn.data.sources import Document
+
+MakePack = Callable[..., packs.Pack]
+TOTAL, SEQ_LEN = 1010, 16
+WINDOWS = (TOTAL - 1) // SEQ_LEN
+
+
+@pytest.fixture
+def numbered(make_pack: MakePack) -> packs.Pack:
+    """A pack whose ids are their own places, 0 to 1009, so that a window says where it was cut."""
+    return make_pack(
+        documents=[Document("one", "x")],
+        encode_batch=lambda texts: [list(range(1, TOTAL)) for _ in texts],
+        vocab_size=TOTAL,
+        val_fraction=0.0,
+        seq_len=SEQ_LEN,
+    )
+
+
+def epoch(pack: packs.Pack, seed: int, number: int) -> torch.Tensor:
+    """The windows of one epoch, in its order."""
+    first = number * WINDOWS
+    return torch.cat([stream.lm_batch(pack, "train", seed, first + k, 1).tokens for k in range(WINDOWS)])
+
+
+def test_a_batch_is_the_same_whenever_it_is_asked_for(make_pack: MakePack) -> None:
+    pack = make_pack()
+    straight = [stream.lm_batch(pack, "train", 5, k, 4) for k in range(60)]
+    reopened = packs.open_pack(pack.path)
+    for k in (59, 7, 0, 31):
+        again = stream.lm_batch(reopened, "train", 5, k, 4)
+        assert torch.equal(again.tokens, straight[k].tokens)
+        check_lm_batch(again)
+        assert bool((again.mask == 1).all())
+    assert not torch.equal(stream.lm_batch(pack, "train", 6, 0, 4).tokens, straight[0].tokens)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_epoch_predicts_every_token_once_up_to_the_tail(numbered: packs.Pack, number: int) -> None:
+    assert stream.num_windows(numbered, "train") == WINDOWS == 63
+    windows = epoch(numbered, 0, number)
+    assert torch.equal(windows[:, 1:], (windows[:, :-1] + 1) % TOTAL), "a window is not a run of the text"
+    targets = Counter(windows[:, 1:].flatten().tolist())
+    assert set(targets.values()) == {1}
+    assert TOTAL - len(targets) == 2, "at most seq_len are left out: here 1009 - 63 * 16 and the very first"
+    if number == 0:
+        assert sorted(windows[:, 0].tolist()) == list(range(0, WINDOWS * SEQ_LEN, SEQ_LEN))
+
+
+def test_epochs_differ_in_order_and_in_where_they_cut(numbered: packs.Pack) -> None:
+    starts = [epoch(numbered, 0, number)[:, 0].tolist() for number in range(4)]
+    assert starts[0] != sorted(starts[0]), "not shuffled"
+    orders = [[begin // SEQ_LEN for begin in s] for s in starts]
+    assert len(set(map(tuple, orders))) == 4
+    left_out = [tuple(set(range(TOTAL)) - {(b + i) % TOTAL for b in s for i in range(1, SEQ_LEN + 1)}) for s in starts]
+    assert len(set(left_out)) == 4, "the tail does not move"
+    assert epoch(numbered, 1, 0)[:, 0].tolist() != starts[0]
+
+
+def test_any_position_costs_the_same(numbered: packs.Pack) -> None:
+    assert stream.lm_batch(numbered, "train", 0, 10**12, 4).tokens.shape == (4, SEQ_LEN + 1)
+
+
+def test_batches_may_straddle_epochs(numbered: packs.Pack) -> None:
+    rows = torch.cat([stream.lm_batch(numbered, "train", 3, k, 10).tokens for k in range(13)])
+    singles = torch.cat([epoch(numbered, 3, 0), epoch(numbered, 3, 1), epoch(numbered, 3, 2)])
+    assert torch.equal(rows, singles[:130])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_are_one(numbered: packs.Pack, world_size: int) -> None:
+    for k in (0, 20):
+        whole = stream.lm_batch(numbered, "train", 1, k, 6)
+        parts = [stream.lm_batch(numbered, "train", 1, k, 6, rank, world_size) for rank in range(world_size)]
+        assert torch.equal(torch.cat([p.tokens for p in parts]), whole.tokens)
+        assert torch.equal(torch.cat([p.mask for p in parts]), whole.mask)
+        assert len({row[0].item() for p in parts for row in p.tokens}) == 6
+
+
+def test_bad_requests_are_said_plainly(make_pack: MakePack) -> None:
+    pack = make_pack(val_names=("doc-00",))
+    with pytest.raises(ValueError, match="divide among the ranks"):
+        stream.lm_batch(pack, "train", 0, 0, 5, 0, 2)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        stream.lm_batch(pack, "train", 0, 0, 4, 2, 2)
+    short = make_pack("short", val_fraction=0.0)
+    assert stream.num_windows(short, "val") == 0
+    with pytest.raises(ValueError, match=r"val split of .* has 0 tokens, less than one window of 17"):
+        stream.lm_batch(short, "val", 0, 0, 1)
+
+
+def test_prefetch_keeps_the_order_and_stays_ahead() -> None:
+    asked: list[int] = []
+
+    def batch_at(position: int) -> int:
+        asked.append(position)
+        return position
+
+    ahead = stream.prefetch(batch_at, 3, 50, depth=2)
+    assert next(ahead) == 3
+    assert list(ahead) == list(range(4, 50)) == asked[1:]
+    assert list(stream.prefetch(batch_at, 4, 4)) == []
+
+
+def test_prefetch_passes_an_error_on_at_its_own_place() -> None:
+    def batch_at(position: int) -> int:
+        if position == 2:
+            raise ValueError("no batch 2")
+        return position
+
+    ahead = stream.prefetch(batch_at, 0, 10)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    with pytest.raises(ValueError, match="no batch 2"):
+        next(ahead)
+    assert not _prefetching()
+
+
+def test_closing_prefetch_ends_its_thread() -> None:
+    made: list[int] = []
+    ahead = stream.prefetch(lambda position: made.append(position) or position, 0, 10**9)
+    assert next(ahead) == 0
+    assert _prefetching()
+    ahead.close()
+    assert not _prefetching()
+    assert len(made) <= 4
+
+
+def _prefetching() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
