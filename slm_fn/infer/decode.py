@@ -15,20 +15,26 @@ from slm_fn.core import random
 from slm_fn.core.types import Apply, Params
 from slm_fn.infer import sample
 from slm_fn.infer.sample import SampleConfig
+from slm_fn.nn import cache as kv
 
 InitCache = Callable[[Params, int, int], Any]
+
+
+class ContextOverflow(ValueError):
+    """A prompt that leaves no room for an answer."""
 
 
 def check_prompt(num_prompt: int, size: int, max_tokens: int) -> None:
     """Refuse a prompt that leaves no room, before anything is computed.
 
     Raises:
-        ValueError: in the words that OpenAI's clients know.
+        ContextOverflow: in the words that OpenAI's clients know.
     """
     if num_prompt >= size:
-        raise ValueError(
+        raise ContextOverflow(
             f"This model's maximum context length is {size} tokens. However, you requested "
-            f"{num_prompt + max_tokens} tokens ({num_prompt} in the messages, {max_tokens} in the completion). Please shorten the prompt."
+            f"{num_prompt + max_tokens} tokens ({num_prompt} in the messages, {max_tokens} in the completion). "
+            "Please shorten the prompt."
         )
 
 
@@ -49,18 +55,9 @@ def generate(
     Raises:
         ValueError: the prompt leaves no room, or is empty.
     """
-    rows = stream_rows(
-        apply,
-        init_cache,
-        params,
-        [prompt_ids],
-        config=config,
-        seeds=[seed],
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        size=size,
-    )
-    return (ids[0] for ids in rows if ids[0] is not None)
+    check([prompt_ids], config, max_tokens, size)
+    rows = stream_rows(apply, init_cache, params, [prompt_ids], config, [seed], max_tokens, stop_ids, size)
+    return (token for ids in rows for token in ids if token is not None)
 
 
 def generate_batch(
@@ -74,24 +71,41 @@ def generate_batch(
     max_tokens: int,
     stop_ids: Collection[int],
     size: int,
+    num_rows: int = 64,
 ) -> list[list[int]]:
-    """All new tokens of many prompts, decoded together; each row as `generate` alone would make it."""
+    """All new tokens of many prompts, decoded together; each row as `generate` alone would make it.
+
+    Args:
+        num_rows: decoded at a time, prompts of like length together: bounds the cache.
+
+    Raises:
+        ValueError: some prompt leaves no room, or is empty; nothing has been computed then.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+    check(prompts, config, max_tokens, size)
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     out: list[list[int]] = [[] for _ in prompts]
-    for ids in stream_rows(
-        apply,
-        init_cache,
-        params,
-        prompts,
-        config=config,
-        seeds=seeds,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        size=size,
-    ):
-        for row, token in enumerate(ids):
-            if token is not None:
-                out[row].append(token)
+    for part in (order[i : i + num_rows] for i in range(0, len(order), num_rows)):
+        rows, chances = [prompts[row] for row in part], [seeds[row] for row in part]
+        for ids in stream_rows(apply, init_cache, params, rows, config, chances, max_tokens, stop_ids, size):
+            for row, token in zip(part, ids, strict=True):
+                if token is not None:
+                    out[row].append(token)
     return out
+
+
+def check(prompts: Sequence[Sequence[int]], config: SampleConfig, max_tokens: int, size: int) -> None:
+    """Refuse what cannot be decoded, before anything is computed.
+
+    Raises:
+        ValueError: an empty prompt, one that leaves no room, or a setting out of its range.
+    """
+    for prompt in prompts:
+        if not prompt:
+            raise ValueError("a prompt needs at least one token")
+        check_prompt(len(prompt), size, max_tokens)
+    sample.check(config)
 
 
 def stream_rows(
@@ -99,66 +113,46 @@ def stream_rows(
     init_cache: InitCache,
     params: Params,
     prompts: Sequence[Sequence[int]],
-    *,
     config: SampleConfig,
     seeds: Sequence[int],
     max_tokens: int,
     stop_ids: Collection[int],
     size: int,
 ) -> Iterator[list[int | None]]:
-    """One new token per row at each step, None for rows that have stopped."""
-    for prompt in prompts:
-        if not prompt:
-            raise ValueError("a prompt needs at least one token")
-        check_prompt(len(prompt), size, max_tokens)
-    sample.check(config)
-    return _rows(apply, init_cache, params, prompts, config, seeds, max_tokens, stop_ids, size)
-
-
-def _rows(
-    apply: Apply,
-    init_cache: InitCache,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    config: SampleConfig,
-    seeds: Sequence[int],
-    max_tokens: int,
-    stop_ids: Collection[int],
-    size: int,
-) -> Iterator[list[int | None]]:
+    """One new token per row at each step, None for rows that have stopped. `check` comes before."""
     lengths = [len(prompt) for prompt in prompts]
+    alive = list(range(len(prompts)))
+    # The mode is entered step by step: it belongs to a thread, and a suspended generator may go on in another.
     with torch.inference_mode():
-        logits, cache = prefill(apply, init_cache, params, prompts, size)
+        # No more room than can be used: every step reads and writes the whole cache.
+        logits, cache = prefill(apply, init_cache, params, prompts, min(size, max(lengths) + max_tokens))
         seen = _mark(logits, prompts) if config.repetition_penalty != 1 else None
-    active = [max_tokens > 0] * len(prompts)
     for i in range(max_tokens):
-        if not any(active):
-            return
-        u = torch.cat([random.uniform(random.fold_in(seed, i), (1,)) for seed in seeds])
+        u = torch.cat([random.uniform(random.fold_in(seeds[row], i), (1,)) for row in alive])
         with torch.inference_mode():
-            chosen = sample.choose(sample.chain(config, seen)(logits.float()), u)
+            chosen = sample.choose(sample.chain(config, seen)(logits), u)
         ids = chosen.tolist()
-        yield [token if on else None for token, on in zip(ids, active, strict=True)]
-        active = [
-            on and token not in stop_ids and length + i + 1 < size
-            for on, token, length in zip(active, ids, lengths, strict=True)
-        ]
-        if any(active) and i + 1 < max_tokens:
-            with torch.inference_mode():
-                if seen is not None:
-                    seen = seen.scatter(1, chosen[:, None], True)
-                # A stopped row keeps its length, so it never runs out of the cache.
-                on = torch.tensor(active, device=chosen.device)
-                before = cache.length
-                out, cache = apply(params, chosen[:, None], cache)
-                cache = cache._replace(length=torch.where(on, cache.length, before))
-                logits = out[:, -1]
+        new = dict(zip(alive, ids, strict=True))
+        yield [new.get(row) for row in range(len(prompts))]
+        going = [lengths[row] + i + 1 < size and new[row] not in stop_ids for row in alive]
+        if not any(going) or i + 1 == max_tokens:
+            return
+        with torch.inference_mode():
+            if not all(going):
+                alive = [row for row, on in zip(alive, going, strict=True) if on]
+                kept = torch.tensor(going).nonzero().squeeze(-1)
+                cache, chosen = kv.take(cache, kept.to(cache.length.device)), chosen[kept]
+                seen = seen[kept] if seen is not None else None
+            if seen is not None:
+                seen = seen.scatter(1, chosen[:, None], True)
+            out, cache = apply(params, chosen[:, None].to(cache.length.device), cache)
+            logits = out[:, -1].float().cpu()
 
 
 def prefill(
     apply: Apply, init_cache: InitCache, params: Params, prompts: Sequence[Sequence[int]], size: int
 ) -> tuple[Tensor, Any]:
-    """Read ragged prompts in one pass: the logits behind each row's last token, and the cache.
+    """Read ragged prompts in one pass: the logits behind each row's last token (float32, on the CPU), and the cache.
 
     Rows are padded on the right; each row's length is then set to its own, so what the padding wrote is hidden by the
     mask and overwritten by what comes.
@@ -169,11 +163,13 @@ def prefill(
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     logits, cache = apply(params, tokens, cache)
-    return logits[torch.arange(len(prompts), device=device), lengths - 1], cache._replace(length=lengths)
+    last = logits[torch.arange(len(prompts), device=device), lengths - 1]
+    return last.float().cpu(), cache._replace(length=lengths)
 
 
 def _mark(logits: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Which tokens of the vocabulary each prompt holds."""
     seen = torch.zeros_like(logits, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        seen[row, torch.tensor(list(prompt), device=seen.device)] = True
+        seen[row, list(prompt)] = True
     return seen

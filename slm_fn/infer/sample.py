@@ -117,10 +117,14 @@ def chain(config: SampleConfig, seen: Bool[Tensor, "B V"] | None = None) -> Filt
 def choose(logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The token whose stretch of the cumulative distribution holds `u`: exact sampling from the softmax.
 
+    On the CPU and in float64, wherever the logits come from: in float32 the sums of a large vocabulary need not grow
+    from token to token, and a filtered token could be hit.
+
     Example:
         >>> choose(torch.tensor([[0.0, 0.0]]), torch.tensor([0.75]))
         tensor([1])
     """
-    cumulative = logits.float().softmax(-1).cumsum(-1)
-    target = (u.to(cumulative.device)[:, None] * cumulative[:, -1:]).contiguous()
-    return torch.searchsorted(cumulative.contiguous(), target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    cumulative = logits.cpu().double().softmax(-1).cumsum(-1)
+    # The first place whose sum exceeds the target: it has a probability above zero, or its sum would not exceed.
+    target = u.cpu().double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
