@@ -33,7 +33,8 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Shape checks off: torch.compile cannot trace them, nor in an autograd.Function the wrapper that is left."""
+    """Shape checks off: torch.compile cannot trace them, nor what is left of them in inner and static functions."""
+    monkeypatch.setattr(jaxtyping, "jaxtyped", lambda **_: lambda function: function)
     for method in ("forward", "setup_context", "backward"):
         bare = inspect.unwrap(getattr(lm._ChunkedNLL, method))
         monkeypatch.setattr(lm._ChunkedNLL, method, staticmethod(bare))

@@ -78,9 +78,14 @@ def test_folder_replaces_the_old_one_whole(tmp_path):
 def test_an_error_inside_leaves_the_old_folder(tmp_path):
     with files.folder(tmp_path / "one") as out:
         (out / "old").write_text("old")
-    with pytest.raises(RuntimeError, match="the disk is full"), files.folder(tmp_path / "one") as out:
-        (out / "half").write_text("half")
-        raise RuntimeError("the disk is full")
+
+    def fails():
+        with files.folder(tmp_path / "one") as out:
+            (out / "half").write_text("half")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        fails()
     assert names(tmp_path / "one") == ["old"]
     assert names(tmp_path) == ["one"]
 

@@ -13,7 +13,7 @@ from slm_fn.loss.lm import next_token, next_token_from_logits
 from slm_fn.loss.preference import dpo, frozen, recorded
 from slm_fn.nn import gpt
 
-CONFIG = gpt.ModelConfig(vocab_size=48, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, context=24)
+CONFIG = gpt.ModelConfig(vocab_size=48, dim=32, num_layers=1, num_heads=4, num_kv_heads=2, ffn_dim=48, context=24)
 APPLY = partial(gpt.apply, CONFIG)
 REFERENCE = tree.map(lambda w: w + 0.05, gpt.init(CONFIG, key=9))
 
