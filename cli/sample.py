@@ -1,0 +1,69 @@
+"""`slm sample`: continue a text.
+
+Invariant: the same model, prompt, settings and seed print the same text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slm_fn.cli import options
+
+
+@click.command("sample")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--temperature", type=float, help="0 is greedy; lower is safer.")
+@click.option("--top-k", type=int, help="Only the k likeliest; 0 is off.")
+@click.option("--top-p", type=float, help="Only the likeliest that reach this probability together.")
+@click.option("--min-p", type=float, help="Only tokens this many times as likely as the likeliest.")
+@click.option("--repetition-penalty", type=float, help="Above 1 discourages what was said.")
+@click.option("--stop", "stops", multiple=True, help="End before this text. May be repeated.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--greedy", is_flag=True, help="Always the likeliest token.")
+@click.option("--num", default=1, show_default=True, help="How many samples.")
+@click.option("--stream", is_flag=True, help="Print as it is written.")
+@click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
+@options.device
+@options.as_json
+def command(
+    model: Path,
+    prompt: str,
+    max_tokens: int,
+    stops: tuple[str, ...],
+    seed: int,
+    greedy: bool,
+    num: int,
+    stream: bool,
+    raw: bool,
+    device: str,
+    as_json: bool,
+    **filters: float | None,
+) -> None:
+    """Continue a text with MODEL.
+
+    \b
+    Example:
+        slm sample demo/pretrain --prompt "ROMEO" --temperature 0.7 --stream
+    """
+    from slm_fn.pipeline import model as models
+    from slm_fn.pipeline import talk
+
+    loaded = models.load(model, device, raw)
+    given = {name: value for name, value in filters.items() if value is not None} | ({"temperature": 0.0} if greedy else {})
+    rows = []
+    for i in range(num):
+        pieces = talk.continue_text(loaded, prompt, given, seed + i, max_tokens, stops)
+        said = ""
+        for piece in pieces:
+            said += piece
+            if stream and not as_json:
+                click.echo(piece, nl=False)
+        if not as_json:
+            click.echo("" if stream else prompt + said)
+        rows.append({"prompt": prompt, "text": said, "seed": seed + i})
+    if as_json:
+        options.print_json({"samples": rows})

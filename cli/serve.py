@@ -1,0 +1,47 @@
+"""`slm serve`: a model, its chat page and OpenAI's protocol on one port.
+
+Invariant: listens on this machine alone unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slm_fn.cli import options
+
+
+@click.command("serve")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--max-batch", default=4, show_default=True, help="Generations that take turns; more wait.")
+@click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
+@options.device
+def command(model: Path, host: str, port: int, max_batch: int, raw: bool, device: str) -> None:
+    """Serve MODEL: a chat page at /, OpenAI's protocol under /v1.
+
+    \b
+    Example:
+        slm serve demo/dpo --port 8000
+    """
+    import socket
+
+    import uvicorn
+
+    from slm_fn.pipeline.model import load
+    from slm_fn.serve.app import create_app
+
+    loaded = load(model, device, raw)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host") from None
+    shown = f"[{host}]" if ":" in host else host
+    app = create_app(loaded, model.resolve().name, max_batch)
+    click.echo(f"chat at http://{shown}:{listener.getsockname()[1]}/   (Ctrl+C stops)")
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+    uvicorn.Server(config).run([listener])
