@@ -13,6 +13,7 @@ import click
 from slm_fn.cli import options
 
 if TYPE_CHECKING:
+    from slm_fn.infer.sample import SampleConfig
     from slm_fn.pipeline.model import Model
     from slm_fn.text.chat import Message
 
@@ -23,27 +24,36 @@ ROOM = 64
 @click.command("chat")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--system", help="How the model should be.")
-@click.option("--temperature", type=float)
-@click.option("--max-tokens", default=256, show_default=True)
+@click.option("--temperature", type=float, help="0 is greedy; lower is safer.")
+@click.option("--top-k", type=int, help="Only the k likeliest; 0 is off.")
+@click.option("--top-p", type=float, help="Only the likeliest that reach this probability together.")
+@click.option("--max-tokens", default=256, show_default=True, help="Longest reply.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.device
-def command(model: Path, system: str | None, temperature: float | None, max_tokens: int, seed: int, device: str) -> None:
+def command(
+    model: Path, system: str | None, max_tokens: int, seed: int, raw: bool, device: str, **filters: float | None
+) -> None:
     """Talk to MODEL in the terminal: /reset /system /save /exit.
 
     \b
     Example:
         slm chat demo/dpo
     """
+    from slm_fn.pipeline import talk
     from slm_fn.pipeline.model import load
     from slm_fn.text.chat import Message
 
-    loaded = load(model, device)
-    settings = {} if temperature is None else {"temperature": temperature}
+    loaded = load(model, device, raw)
+    given = {name: value for name, value in filters.items() if value is not None}
+    config = talk.sampling(loaded, given)
     messages = [Message("system", system)] if system else []
     click.echo(HELP)
     while True:
         try:
-            line = click.prompt(click.style("you", bold=True), prompt_suffix=" ", default="", show_default=False).strip()
+            line = click.prompt(
+                click.style("you", bold=True), prompt_suffix=" ", default="", show_default=False
+            ).strip()
         except click.exceptions.Abort:
             click.echo()
             return
@@ -53,10 +63,10 @@ def command(model: Path, system: str | None, temperature: float | None, max_toke
                 return
             messages = done
         elif line:
-            messages = _say(loaded, [*messages, Message("user", line)], settings, seed + len(messages), max_tokens)
+            messages = _say(loaded, [*messages, Message("user", line)], config, seed + len(messages), max_tokens)
 
 
-def _say(model: Model, messages: list[Message], settings: dict[str, float], seed: int, max_tokens: int) -> list[Message]:
+def _say(model: Model, messages: list[Message], config: SampleConfig, seed: int, max_tokens: int) -> list[Message]:
     """Stream a reply and return the conversation with it; what failed is said and forgotten."""
     from slm_fn.pipeline import talk
     from slm_fn.text.chat import Message
@@ -67,9 +77,9 @@ def _say(model: Model, messages: list[Message], settings: dict[str, float], seed
     said = ""
     click.echo(click.style("model ", bold=True), nl=False)
     try:
-        for piece in talk.answer(model, fitted, settings, seed, max_tokens):
-            said += piece
-            click.echo(_printable(piece), nl=False)
+        for piece in talk.write(model, talk.chat_ids(model, fitted), config, seed, max_tokens):
+            said += piece.text
+            click.echo(_printable(piece.text), nl=False)
     except ValueError as error:
         click.echo()
         options.note(str(error))

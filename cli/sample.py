@@ -52,18 +52,26 @@ def command(
     from slm_fn.pipeline import model as models
     from slm_fn.pipeline import talk
 
+    if num < 1 or max_tokens < 1:
+        raise click.UsageError("--num and --max-tokens must be at least 1")
     loaded = models.load(model, device, raw)
-    given = {name: value for name, value in filters.items() if value is not None} | ({"temperature": 0.0} if greedy else {})
+    given = {name: value for name, value in filters.items() if value is not None}
+    config = talk.sampling(loaded, given | ({"temperature": 0.0} if greedy else {}))
+    ids = talk.text_ids(loaded, prompt)
     rows = []
     for i in range(num):
-        pieces = talk.continue_text(loaded, prompt, given, seed + i, max_tokens, stops)
-        said = ""
-        for piece in pieces:
-            said += piece
-            if stream and not as_json:
-                click.echo(piece, nl=False)
+        said, piece = "", None
         if not as_json:
-            click.echo("" if stream else prompt + said)
-        rows.append({"prompt": prompt, "text": said, "seed": seed + i})
+            click.echo(prompt, nl=False)
+        for piece in talk.write(loaded, ids, config, seed + i, max_tokens, stops):
+            said += piece.text
+            if stream and not as_json:
+                click.echo(piece.text, nl=False)
+        if not as_json:
+            click.echo("" if stream else said)
+        assert piece is not None, "the last piece tells how it ended"
+        rows.append(
+            {"prompt": prompt, "text": said, "seed": seed + i, "num_tokens": piece.num_tokens, "finish": piece.finish}
+        )
     if as_json:
         options.print_json({"samples": rows})

@@ -5,11 +5,16 @@ Invariant: listens on this machine alone unless told otherwise.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import click
 
 from slm_fn.cli import options
+
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+DRAIN_SECONDS = 10
 
 
 @click.command("serve")
@@ -26,7 +31,7 @@ def command(model: Path, host: str, port: int, max_batch: int, raw: bool, device
     Example:
         slm serve demo/dpo --port 8000
     """
-    import socket
+    import signal
 
     import uvicorn
 
@@ -34,14 +39,26 @@ def command(model: Path, host: str, port: int, max_batch: int, raw: bool, device
     from slm_fn.serve.app import create_app
 
     loaded = load(model, device, raw)
+    listener = _listen(host, port)
+    local = host in LOCAL
+    app = create_app(loaded, model.resolve().name, max_batch, hosts=LOCAL if local else ())
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"chat at http://{shown}:{listener.getsockname()[1]}/   (Ctrl+C stops)")
+    # Replies under way may end when the server is told to stop; uvicorn then raises the signal once more, to nobody.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: None)
+    uvicorn.Server(config).run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: only then is the port known, and a port that is taken is told in one line."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host") from None
-    shown = f"[{host}]" if ":" in host else host
-    app = create_app(loaded, model.resolve().name, max_batch)
-    click.echo(f"chat at http://{shown}:{listener.getsockname()[1]}/   (Ctrl+C stops)")
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
-    uvicorn.Server(config).run([listener])
+    except (OSError, OverflowError) as error:
+        listener.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"cannot listen on {host}:{port}: {why}; choose another --port or --host") from None
+    return listener

@@ -37,9 +37,9 @@ def check(config: SampleConfig) -> SampleConfig:
         "top_k": config.top_k >= 0,
         "top_p": 0 < config.top_p <= 1,
         "min_p": 0 <= config.min_p <= 1,
-        "repetition_penalty": config.repetition_penalty > 0,
+        "repetition_penalty": 0.01 <= config.repetition_penalty <= 100,
     }
-    wanted = {"top_p": "in (0, 1]", "min_p": "in [0, 1]", "repetition_penalty": "above 0"}
+    wanted = {"top_p": "in (0, 1]", "min_p": "in [0, 1]", "repetition_penalty": "in [0.01, 100]"}
     for name, good in ranges.items():
         if not good:
             raise ValueError(f"{name} must be {wanted.get(name, 'at least 0')}, got {getattr(config, name)}")
@@ -47,11 +47,11 @@ def check(config: SampleConfig) -> SampleConfig:
 
 
 def temperature(t: float) -> Filter:
-    """Divide by `t`; 0 leaves the largest alone."""
+    """Divide by `t`; 0 leaves the largest alone. Shifted so that the largest is 0, or a small `t` would overflow."""
 
     def scale(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         if t > 0:
-            return logits / t
+            return (logits - logits.amax(-1, keepdim=True)) / max(t, 1e-30)
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, float("-inf")).scatter(-1, best, 0.0)
 

@@ -1,6 +1,7 @@
 """Text in, text out: continue a text, answer a conversation, as pieces that can be shown at once.
 
-Invariant: a piece is whole characters, and no part of a control token or a stop string.
+Invariant: the terminal, the server and sampling write by this one function; a piece is whole characters, and no part
+of a control token or a stop string.
 """
 
 from __future__ import annotations
@@ -11,48 +12,61 @@ from typing import Any
 import msgspec
 
 from slm_fn.infer import decode, stream
+from slm_fn.infer.sample import SampleConfig
+from slm_fn.infer.stream import Piece
 from slm_fn.pipeline.model import Model
 from slm_fn.text import chat
 from slm_fn.text.chat import Message
 
 
-def continue_text(
-    model: Model, prompt: str, settings: Mapping[str, Any], seed: int, max_tokens: int, stops: Sequence[str] = ()
-) -> Iterator[str]:
-    """Pieces of the text that follows a prompt; `settings` override the model's sampling defaults.
+def text_ids(model: Model, prompt: str) -> list[int]:
+    """A text to continue, as the model saw texts begin."""
+    return [model.tokenizer.special(model.generation.template.bos), *model.tokenizer.encode(prompt)]
+
+
+def chat_ids(model: Model, messages: Sequence[Message]) -> list[int]:
+    """A conversation that waits for the model's reply, by the template it was trained with.
 
     Raises:
-        ValueError: the prompt does not fit the context, or a setting is out of range.
+        ValueError: the messages are no conversation that ends with the user's.
     """
-    ids = [model.tokenizer.special(model.generation.template.bos), *model.tokenizer.encode(prompt)]
-    return write(model, ids, settings, seed, max_tokens, stops)
+    return chat.render(model.generation.template, model.tokenizer, messages, reply=True).ids
 
 
-def answer(
-    model: Model, messages: Sequence[Message], settings: Mapping[str, Any], seed: int, max_tokens: int
-) -> Iterator[str]:
-    """Pieces of the reply to a conversation that ends with the user's message."""
-    ids = chat.render(model.generation.template, model.tokenizer, messages, reply=True).ids
-    return write(model, ids, settings, seed, max_tokens)
+def sampling(model: Model, given: Mapping[str, Any]) -> SampleConfig:
+    """The model's sampling defaults with some settings replaced."""
+    return msgspec.structs.replace(model.generation.sampling, **given)
 
 
 def write(
-    model: Model, ids: list[int], settings: Mapping[str, Any], seed: int, max_tokens: int, stops: Sequence[str] = ()
-) -> Iterator[str]:
-    """Pieces of what follows some ids; checks everything before the first piece."""
+    model: Model,
+    ids: Sequence[int],
+    config: SampleConfig,
+    seed: int,
+    max_tokens: int | None = None,
+    stops: Sequence[str] = (),
+) -> Iterator[Piece]:
+    """What the model writes behind some ids, a piece per token; the last piece says why it ended.
+
+    Args:
+        max_tokens: None goes on to the end of the context.
+
+    Raises:
+        ValueError: before the first piece: the ids do not fit the context, or a setting is out of its range.
+    """
+    size = model.config.context
     tokens = decode.generate(
         model.apply,
         model.init_cache,
         model.params,
         ids,
-        config=msgspec.structs.replace(model.generation.sampling, **settings),
+        config=config,
         seed=seed,
-        max_tokens=max_tokens,
+        max_tokens=max(size - len(ids), 1) if max_tokens is None else max_tokens,
         stop_ids=model.stop_ids,
-        size=model.config.context,
+        size=size,
     )
-    pieces = stream.pieces(tokens, model.tokenizer.token_bytes, model.stop_ids, stops)
-    return (piece.text for piece in pieces if piece.text)
+    return stream.pieces(tokens, model.tokenizer.token_bytes, model.stop_ids, stops)
 
 
 def fit(model: Model, messages: Sequence[Message], room: int) -> tuple[list[Message], int]:
@@ -62,10 +76,7 @@ def fit(model: Model, messages: Sequence[Message], room: int) -> tuple[list[Mess
     """
     kept, dropped = list(messages), 0
     first = 1 if kept and kept[0].role == "system" else 0
-    while len(kept) - first > 2:
-        used = len(chat.render(model.generation.template, model.tokenizer, kept, reply=True).ids)
-        if used + room <= model.config.context:
-            break
+    while len(kept) - first > 2 and len(chat_ids(model, kept)) + room > model.config.context:
         del kept[first : first + 2]
         dropped += 1
     return kept, dropped

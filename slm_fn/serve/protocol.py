@@ -14,18 +14,31 @@ from slm_fn.infer import sample
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.text.chat import Message
 
-REFUSED = {
-    "tools": None,
-    "functions": None,
-    "logprobs": False,
-    "top_logprobs": 0,
-    "logit_bias": {},
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "modalities": ["text"],
-    "audio": None,
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "grammar": ("",),
+    "json_schema": (),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "typical_p": (1,),
 }
-"""Not implemented, with the value that asks for nothing."""
+"""Parameters that would change the answer and are not implemented, with the values that ask for nothing."""
 
 
 class ApiError(Exception):
@@ -74,21 +87,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    n: int | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: int | None = None
-    response_format: dict[str, Any] | None = None
-    tools: Any = None
-    functions: Any = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    modalities: list[str] | None = None
-    audio: Any = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -101,23 +105,41 @@ class Order(msgspec.Struct, frozen=True):
     seed: int | None
 
 
+def decode(body: bytes) -> ChatRequest:
+    """Read a request.
+
+    Raises:
+        ApiError: 400, naming the parameter that is wrong or not implemented.
+    """
+    try:
+        request, fields = msgspec.json.decode(body, type=ChatRequest), msgspec.json.decode(body)
+    except msgspec.ValidationError as error:
+        where = str(error).partition("`$.")[2].partition("`")[0] or None
+        raise ApiError(400, str(error), "invalid_value", where) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}", "invalid_json") from None
+    for name, harmless in REFUSED.items():
+        if fields.get(name) is not None and fields[name] not in harmless:
+            raise refusal(name)
+    return request
+
+
+def refusal(name: str) -> ApiError:
+    """The error for a parameter that would change the answer and is not implemented."""
+    return ApiError(400, f"{name} is not supported by this server", "unsupported_parameter", name)
+
+
 def understand(request: ChatRequest, defaults: SampleConfig) -> Order:
     """Check a request and fill in the model's defaults.
 
     Raises:
         ApiError: 400, naming the parameter.
     """
-    for name, nothing in REFUSED.items():
-        value = getattr(request, name)
-        if value is not None and value != nothing and value != []:
-            raise ApiError(400, f"{name} is not supported by this server", "unsupported_parameter", name)
-    if request.n not in (None, 1):
-        raise ApiError(400, "n other than 1 is not supported by this server", "unsupported_parameter", "n")
-    if request.response_format not in (None, {"type": "text"}):
-        raise ApiError(
-            400, "response_format other than text is not supported", "unsupported_parameter", "response_format"
-        )
+    if request.tools and request.tool_choice != "none":
+        raise refusal("tools")
     given = {name: value for name in SampleConfig.__struct_fields__ if (value := getattr(request, name)) is not None}
+    if request.top_k == -1:
+        given["top_k"] = 0  # vLLM's way to say: all
     try:
         sampling = sample.check(msgspec.structs.replace(defaults, **given))
     except ValueError as error:

@@ -6,23 +6,25 @@ Invariant: torch runs on this thread alone; everyone else waits on an asyncio qu
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from slm_fn.infer import decode, stream
 from slm_fn.infer.stream import Piece
-from slm_fn.pipeline.model import Model
-from slm_fn.serve.protocol import ApiError, Order
+from slm_fn.serve.protocol import ApiError
+
+log = logging.getLogger(__name__)
 
 
 class Job:
-    """One generation: its prompt, where its pieces go, and a flag that ends it."""
+    """One generation: how to begin it, where its pieces go, and a flag that ends it. Made on the event loop."""
 
-    def __init__(self, order: Order, prompt: list[int], seed: int) -> None:
-        self.order, self.prompt, self.seed = order, prompt, seed
+    def __init__(self, begin: Callable[[], Iterator[Piece]]) -> None:
+        self.begin = begin
         self.cancelled = threading.Event()
         self.loop = asyncio.get_running_loop()
+        # Unbounded, but a generation has no more pieces than the context has tokens.
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
     def send(self, piece: Piece | Exception) -> None:
@@ -36,19 +38,19 @@ class Job:
 class Worker:
     """The thread and its queue. At most `max_active` generations take turns; `max_waiting` more may wait."""
 
-    def __init__(self, model: Model, max_active: int = 4, max_waiting: int = 16) -> None:
-        self.model, self.max_active, self.max_waiting = model, max_active, max_waiting
+    def __init__(self, max_active: int = 4, max_waiting: int = 16) -> None:
+        self.max_active, self.max_waiting = max_active, max_waiting
         self.waiting: deque[Job] = deque()
         self.running: list[tuple[Job, Iterator[Piece]]] = []
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # reentrant; held for a moment only, never while the model computes
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="slm-worker", daemon=True)
 
     @property
     def active(self) -> int:
-        """Generations running or waiting."""
+        """Generations that hold a place: those taking turns, and those waiting whose client is still there."""
         with self.changed:
-            return len(self.running) + len(self.waiting)
+            return len(self.running) + sum(not job.cancelled.is_set() for job in self.waiting)
 
     def submit(self, job: Job) -> None:
         """Queue a generation.
@@ -59,8 +61,8 @@ class Worker:
         with self.changed:
             if self.closed:
                 raise ApiError(503, "the server is shutting down", "shutting_down")
-            if len(self.running) + len(self.waiting) >= self.max_active + self.max_waiting:
-                raise ApiError(429, "too many generations are waiting; try again in a moment", "queue_full")
+            if self.active >= self.max_active + self.max_waiting:
+                raise ApiError(429, "too many generations are waiting; try again in a moment", "rate_limit_exceeded")
             self.waiting.append(job)
             self.changed.notify()
 
@@ -68,57 +70,47 @@ class Worker:
         """Begin to work."""
         self.thread.start()
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Finish what runs, as far as `timeout` seconds allow, and end the thread."""
+    def close(self) -> None:
+        """Take no more work, cancel what is left, and wait for the token under way."""
         with self.changed:
             self.closed = True
+            for job in (*self.waiting, *(job for job, _ in self.running)):
+                job.cancelled.set()
             self.changed.notify()
-        self.thread.join(timeout)
-        for job in [*self.waiting, *(job for job, _ in self.running)]:
-            job.cancelled.set()
-        self.thread.join(timeout)
+        self.thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.running or self.closed)
-                while self.waiting and len(self.running) < self.max_active:
-                    job = self.waiting.popleft()
-                    self.running.append((job, pieces(self.model, job)))
-                if self.closed and not self.running:
-                    return
-                turns = list(self.running)
-            for job, turn in turns:
-                if not self._turn(job, turn):
+        while self._admit():
+            for job, pieces in list(self.running):
+                if not _turn(job, pieces):
                     with self.changed:
-                        self.running.remove((job, turn))
+                        self.running.remove((job, pieces))
 
-    def _turn(self, job: Job, turn: Iterator[Piece]) -> bool:
-        """One token of one generation; False when it has ended."""
-        if job.cancelled.is_set():
-            return False
-        try:
-            piece = next(turn)
-        except Exception as error:  # whatever it is, the client is told and the server lives on
-            job.send(error)
-            return False
-        if piece.text or piece.finish:
-            job.send(piece)
-        return piece.finish is None
+    def _admit(self) -> bool:
+        """Wait for work and take in what there is room for; False when the server has closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or self.running or self.closed)
+            while self.waiting and len(self.running) < self.max_active:
+                job = self.waiting.popleft()
+                if not job.cancelled.is_set():
+                    self.running.append((job, _begin(job)))
+            return bool(self.running) or not self.closed
 
 
-def pieces(model: Model, job: Job) -> Iterator[Piece]:
-    """A generation as text pieces, one step a token; the last piece says why it ended."""
-    order, size = job.order, model.config.context
-    ids = decode.generate(
-        model.apply,
-        model.init_cache,
-        model.params,
-        job.prompt,
-        config=order.sampling,
-        seed=job.seed,
-        max_tokens=min(order.max_tokens or size, size - len(job.prompt)),
-        stop_ids=model.stop_ids,
-        size=size,
-    )
-    return stream.pieces(ids, model.tokenizer.token_bytes, model.stop_ids, order.stops)
+def _begin(job: Job) -> Iterator[Piece]:
+    yield from job.begin()  # lazily, so that whatever it raises is raised in the job's own turn
+
+
+def _turn(job: Job, pieces: Iterator[Piece]) -> bool:
+    """One token of one generation; False when it has ended."""
+    if job.cancelled.is_set():
+        return False
+    try:
+        piece = next(pieces)
+    except Exception as error:  # whatever it is, the client is told and the server lives on
+        log.exception("a generation failed")
+        job.send(error)
+        return False
+    if piece.text or piece.finish:
+        job.send(piece)
+    return piece.finish is None
