@@ -16,6 +16,8 @@ from slm_fn.core import tree
 from slm_fn.core.types import Loss, Params, ValueAndGrad
 
 Engine = Literal["autograd", "func"]
+COUNTS = ("weight", "tokens")
+"""What a loss counts rather than averages: parts add up."""
 
 
 def value_and_grad(loss: Loss, engine: Engine = "autograd") -> ValueAndGrad:
@@ -61,7 +63,7 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
     """Lift `VG -> VG`: the rows of a batch in `num_micro` parts, one after another, as if taken at once.
 
     Parts are averaged by `aux["weight"]` (targets counted), so unequal masks give the gradient of the
-    whole batch, not an average of averages. `weight` itself is summed.
+    whole batch, not an average of averages. Counts (`weight`, `tokens`) are summed.
 
     Raises:
         ValueError: the rows do not divide into `num_micro` parts.
@@ -76,15 +78,14 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
             for part in _split(batch, num_micro):
                 (value, aux), grads = vg(params, part)
                 w = aux["weight"]
-                weighted = tree.map(
-                    lambda x, w=w: x * w, (value, {k: v for k, v in aux.items() if k != "weight"}, grads)
-                )
-                row = (weighted, w)
+                counts = {name: aux[name] for name in COUNTS if name in aux}
+                means = {name: x for name, x in aux.items() if name not in counts}
+                row = (tree.map(lambda x, w=w: x * w, (value, means, grads)), counts)
                 total = row if total is None else tree.map(torch.add, total, row)
             assert total is not None
-            w = total[1]
+            w = total[1]["weight"]
             value, aux, grads = tree.map(lambda x: x / torch.where(w > 0, w, 1), total[0])
-            return (value, {**aux, "weight": w}), grads
+            return (value, {**aux, **total[1]}), grads
 
         return accumulated
 

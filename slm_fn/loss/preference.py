@@ -69,6 +69,7 @@ def dpo(reference: Reference, beta: float = 0.1, nll_weight: float = 0.0) -> Cal
             change = ((logp - ref) / lengths).mean(0)
             return value, {
                 "weight": torch.full_like(value, margin.shape[0]),
+                "tokens": batch.chosen.mask.sum() + batch.rejected.mask.sum(),
                 "reward_accuracy": (margin > 0).float().mean(),
                 "reward_margin": margin.mean(),
                 "chosen_logp_change": change[0],

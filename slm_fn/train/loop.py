@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from slm_fn.core.compose import run
+from slm_fn.core.grads import COUNTS
 from slm_fn.core.types import Metrics, Params, Step, TrainState
 from slm_fn.optim.combine import SkipState
 from slm_fn.optim.transforms import EmaState, ScheduleState, find
@@ -132,7 +133,7 @@ class _Meter:
         self.mark = (progress.seconds, progress.tokens)
 
     def advance(self, metrics: Metrics) -> Progress:
-        self.pending.append(metrics["weight"])
+        self.pending.append(metrics.get("tokens", metrics["weight"]))
         self.progress = self.progress._replace(step=self.progress.step + 1, position=self.progress.position + 1)
         return self.progress
 
@@ -144,7 +145,7 @@ class _Meter:
         return self.progress
 
     def read(self, state: TrainState, metrics: Metrics) -> tuple[dict[str, Any], Progress]:
-        values = {name: float(value) for name, value in metrics.items() if name != "weight"}
+        values = {name: float(value) for name, value in metrics.items() if name not in COUNTS}
         loss, now = values.pop("loss"), self.settle()
         self.smooth = loss if self.smooth != self.smooth else 0.5 * self.smooth + 0.5 * loss
         seconds, tokens = now.seconds - self.mark[0], now.tokens - self.mark[1]
