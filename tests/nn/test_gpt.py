@@ -1,0 +1,99 @@
+"""The decoder's config, spec, init, count and flops; its laws are in tests/laws/test_models.py."""
+
+import math
+
+import msgspec
+import pytest
+import torch
+
+from slm_fn.core import tree
+from slm_fn.nn import gpt
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"num_heads": 0}, "num_heads"),
+        ({"dim": 36}, r"dim \(36\) / model.num_heads \(8\)"),
+        ({"dim": 40}, "whole, even number"),  # 5 channels cannot turn in pairs
+        ({"num_kv_heads": 3}, r"multiple of model.num_kv_heads \(3\)"),
+    ],
+)
+def test_a_config_that_cannot_be_built_names_its_field(change, names):
+    good = gpt.ModelConfig(vocab_size=64, dim=64, num_heads=8, num_kv_heads=2)
+    assert gpt.check(good) is good
+    for use in (gpt.check, gpt.spec, gpt.count):
+        with pytest.raises(ValueError, match=names):
+            use(msgspec.structs.replace(good, **change))
+
+
+def test_configs_are_frozen_and_know_their_keys():
+    config = gpt.ModelConfig(vocab_size=64)
+    with pytest.raises(AttributeError):
+        config.dim = 1
+    with pytest.raises(msgspec.ValidationError, match="widht"):
+        msgspec.convert({"widht": 3}, gpt.ModelConfig)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(config, rough):
+    tokens = torch.zeros(1, config.context + 1, dtype=torch.long)
+    gpt.apply(config, rough(config), tokens[:, 1:])
+    with pytest.raises(ValueError, match="33 tokens do not fit the context of 32"):
+        gpt.apply(config, rough(config), tokens)
+
+
+def test_a_leaf_depends_on_its_key_and_path_alone(config, same, purely):
+    first = purely(gpt.init, config, 5)
+    wider = gpt.init(msgspec.structs.replace(config, vocab_size=99, ffn_dim=70), 5)
+    assert same(first, gpt.init(config, 5))
+    assert same(first["blocks"]["attn"], wider["blocks"]["attn"])
+    assert not torch.equal(first["embed"], gpt.init(config, 6)["embed"])
+    assert not torch.equal(first["blocks"]["attn"]["k"], first["blocks"]["attn"]["v"])
+
+
+def test_a_fresh_block_is_the_identity(config):
+    params = gpt.init(config, 0)
+    seen = {}
+    gpt.apply(config, params, torch.zeros(1, 4, dtype=torch.long), tap=lambda name, x: seen.setdefault(name, x))
+    assert all(not x.any() for name, x in seen.items() if name != "final")
+
+
+@pytest.mark.parametrize("path", ["blocks/attn/q", "blocks/attn/v", "blocks/ffn/gate", "blocks/ffn/up"])
+def test_matrices_start_at_one_over_the_root_of_what_they_read(path):
+    config = gpt.ModelConfig(vocab_size=64, dim=128, num_layers=4, num_heads=4, num_kv_heads=2, ffn_dim=200)
+    assert math.isclose(tree.paths(gpt.init(config, 0))[path].std(), 128**-0.5, rel_tol=0.03)
+
+
+def test_matrices_are_chosen_by_path_never_by_shape():
+    config = gpt.ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=48, qk_norm=True, tied=False)
+    two_dimensional = {path for path, w in tree.paths(gpt.init(config, 0)).items() if w.ndim == 2}
+    assert two_dimensional == {
+        "embed", "head", "blocks/attn_norm", "blocks/ffn_norm", "blocks/attn/q_norm", "blocks/attn/k_norm",
+    }  # fmt: skip
+    assert not two_dimensional & gpt.matrices(config)
+    assert len(gpt.matrices(config)) == 7
+
+
+def test_count_and_flops_by_hand():
+    config = gpt.ModelConfig(vocab_size=100, dim=8, num_layers=3, num_heads=2, num_kv_heads=1, ffn_dim=10, tied=False)
+    block = 8 * 8 + 4 * 8 + 4 * 8 + 8 * 8 + 3 * 8 * 10
+    assert gpt.count(config) == 3 * (block + 2 * 8) + 2 * 100 * 8 + 8
+    assert gpt.flops(config, 16) == 6 * (3 * block + 100 * 8) + 12 * 3 * 8 * 16 // 2
+
+
+def test_a_cache_fits_the_model(config, rough):
+    past = gpt.init_cache(config, tree.cast(rough(config), torch.bfloat16), batch=3)
+    assert past.k.shape == (2, 3, config.context, 2, 8)
+    assert past.k.dtype == torch.bfloat16
+
+
+def test_a_bf16_cache_decodes_like_a_bf16_forward(config, rough, batch):
+    params, tokens = tree.cast(rough(config), torch.bfloat16), batch(config).tokens
+    full, _ = gpt.apply(config, params, tokens)
+    past, seen = gpt.init_cache(config, params, batch=4), []
+    for token in tokens.split(1, dim=1):
+        logits, past = gpt.apply(config, params, token, past)
+        seen.append(logits)
+    assert (torch.cat(seen, 1).float() - full.float()).abs().max() < 0.05 * full.float().abs().max()

@@ -1,0 +1,51 @@
+"""Layers without state, against their formulas; and the door through which new kinds of weight come."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from slm_fn.core import random
+from slm_fn.nn.ops import embed, linear, rms_norm
+
+
+def test_linear_is_a_product_in_the_activations_dtype():
+    w, x = random.normal(0, (5, 3)), random.normal(1, (2, 4, 3))
+    assert torch.allclose(linear(w, x), torch.einsum("btd,od->bto", x, w), atol=1e-6)
+    assert linear(w, x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_leaf_kind_registers_its_product():
+    class Doubled(NamedTuple):
+        w: torch.Tensor
+
+    with pytest.raises(TypeError, match="Doubled"):
+        linear(Doubled(torch.ones(1, 1)), torch.ones(1, 1))
+    linear.register(Doubled, lambda weight, x: 2 * linear(weight.w, x))
+    assert linear(Doubled(torch.ones(1, 1)), torch.ones(1, 1)) == 2
+    assert linear(torch.nn.Parameter(torch.ones(1, 1)), torch.ones(1, 1)) == 1
+
+
+def test_gradients_come_back_in_the_weight_s_own_dtype():
+    w = random.normal(0, (5, 3)).requires_grad_()
+    linear(w, random.normal(1, (2, 3)).bfloat16()).sum().backward()
+    assert w.grad.dtype == torch.float32
+
+
+def test_embed_looks_rows_up():
+    w = random.normal(0, (7, 3))
+    tokens = torch.tensor([[6, 0], [3, 3]])
+    assert torch.equal(embed(w, tokens), w[tokens])
+
+
+def test_rms_norm_is_its_formula():
+    x, gain = random.normal(0, (2, 3, 4)) * 5, random.normal(1, (4,))
+    want = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * gain
+    assert torch.allclose(rms_norm(gain, x, 0.1), want, atol=1e-6)
+    assert rms_norm(gain, x.bfloat16(), 0.1).dtype == torch.bfloat16
+
+
+def test_shapes_are_checked_in_tests():
+    # The door of every eager test: without the import hook of conftest this would be a broadcast or a late error.
+    with pytest.raises(Exception, match="Type-check error"):
+        rms_norm(torch.ones(3), torch.ones(2, 3, 4), 0.1)
