@@ -12,9 +12,11 @@ import msgspec
 
 from slm_fn.core import files
 from slm_fn.data import conversations, plays
-from slm_fn.data.sources import Document
+from slm_fn.data.sources import Conversation, Document
 
 REJECTED_PER_CHOSEN = 4
+LONGEST_REPLY = 160
+"""Characters: a model of this size learns to answer in a sentence or two. Longer replies are left out of training."""
 TRIALS_PER_REPLY = 6
 
 
@@ -43,13 +45,15 @@ def prepare_demo(out: Path | str) -> Prepared:
         files.write(
             out / ("held_out" if document.name in plays.HELD_OUT else "text") / f"{document.name}.md", document.text
         )
+    short = [row for row in corpus.train if all(len(said) <= LONGEST_REPLY for said in _replies(row))]
+    counts = {**corpus.counts, "too_long": len(corpus.train) - len(short), "train": len(short)}
     chat, held_chat = out / "chat.jsonl", out / "chat.held_out.jsonl"
     pairs, held_pairs = out / "pairs.jsonl", out / "pairs.held_out.jsonl"
-    conversations.write_chat(corpus.train, chat)
+    conversations.write_chat(short, chat)
     conversations.write_chat(corpus.held_out, held_chat)
-    conversations.write_pairs(conversations.preference_pairs(corpus.train, 0, REJECTED_PER_CHOSEN), pairs)
+    conversations.write_pairs(conversations.preference_pairs(short, 0, REJECTED_PER_CHOSEN), pairs)
     conversations.write_pairs(conversations.held_out_trials(corpus.held_out, 0, TRIALS_PER_REPLY), held_pairs)
-    files.write(out / "counts.json", msgspec.json.format(msgspec.json.encode(corpus.counts)))
+    files.write(out / "counts.json", msgspec.json.format(msgspec.json.encode(counts)))
     return Prepared(
         [d for d in documents if d.name not in plays.HELD_OUT],
         [d for d in documents if d.name in plays.HELD_OUT],
@@ -57,5 +61,9 @@ def prepare_demo(out: Path | str) -> Prepared:
         held_chat,
         pairs,
         held_pairs,
-        corpus.counts,
+        counts,
     )
+
+
+def _replies(row: Conversation) -> list[str]:
+    return [message.content for message in row.messages if message.role == "assistant"]
