@@ -196,7 +196,7 @@ def named(path: Path) -> set[str]:
 
 
 def proofs(path: Path) -> list[Path]:
-    """The tests that prove a file: its mirror, or a law, or a suite of its room that imports it or calls its command."""
+    """The tests that prove a file: its mirror, a law, or a suite of its room that imports it or calls its command."""
     parts = path.relative_to(ROOT).parts
     parts = parts[1:] if parts[0] == "slm_fn" else parts
     mirror = ROOT.joinpath("tests", *parts[:-1], f"test_{parts[-1]}")

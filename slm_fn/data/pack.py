@@ -154,9 +154,8 @@ def pack(
         writers = {split: _Writer(root, split, _on_disk(dtype), shard_size) for split in ("train", "val")}
         try:
             tokens = 0
-            for count, (document, ids) in enumerate(
-                encoded(documents, Encode(encode_batch, eos, vocab_size), workers), 1
-            ):
+            stream = encoded(documents, Encode(encode_batch, eos, vocab_size), workers)
+            for count, (document, ids) in enumerate(stream, 1):
                 is_val = document.name in names if names else held_out(document.name, val_fraction)
                 missing.discard(document.name)
                 writers["val" if is_val else "train"].append(ids.astype(_on_disk(dtype)), len(document.text.encode()))
