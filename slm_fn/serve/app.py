@@ -80,7 +80,7 @@ def create_app(
 
 
 def at_home(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Refuse what a foreign page sends through its visitor's browser: another origin, or a name rebound to this address.
+    """Refuse what a foreign page sends through its visitor's browser: another origin, or a name rebound to here.
 
     Raises:
         ApiError: 403.

@@ -68,6 +68,30 @@ def test_filters_apply_together():
     assert kept(sample.chain(SampleConfig(temperature=1.0, top_k=3))(logits)).tolist() == [[True] * 3 + [False] * 2]
 
 
+def test_the_order_is_penalty_temperature_top_k_top_p_min_p():
+    logits, seen = torch.tensor([[2.0, 1.9, 0.5, -1.0]]), torch.tensor([[True, False, False, False]])
+    config = SampleConfig(temperature=0.5, top_k=3, top_p=0.95, min_p=0.05, repetition_penalty=2.0)
+    first, second = sample.repetition_penalty(2.0, seen), sample.temperature(0.5)
+    want = sample.min_p(0.05)(sample.top_p(0.95)(sample.top_k(3)(second(first(logits)))))
+    assert torch.equal(sample.chain(config, seen)(logits), want)
+    assert not torch.equal(sample.chain(config, seen)(logits), sample.chain(config)(logits))
+
+
+@given(rows, st.sampled_from([1e-300, 1e-38, 1e-9, 1e3, 1e38]))
+def test_no_temperature_overflows(logits, t):
+    out = sample.temperature(t)(logits)
+    assert not out.isnan().any()
+    assert (out.amax(-1) == 0).all()
+    assert kept(out).gather(1, sample.choose(out, torch.full((len(logits),), 0.999))[:, None]).all()
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-24])
+def test_a_large_vocabulary_never_yields_what_was_dropped(u):
+    logits = random.normal(0, (8, 50_000), std=3.0)
+    out = sample.top_p(0.9)(logits)
+    assert kept(out).gather(1, sample.choose(out, torch.full((8,), u))[:, None]).all()
+
+
 def test_choices_follow_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0, float("-inf")]])
     draws = 20_000

@@ -1,4 +1,4 @@
-"""serve/app.py: OpenAI's own client streams and reads errors; a client that leaves frees its place; health never waits."""
+"""serve/app.py: OpenAI's own client streams and reads errors; who leaves frees a place; health never waits."""
 
 import http.client
 import json
