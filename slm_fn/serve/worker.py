@@ -92,8 +92,7 @@ class Worker:
             self.changed.wait_for(lambda: self.waiting or self.running or self.closed)
             while self.waiting and len(self.running) < self.max_active:
                 job = self.waiting.popleft()
-                if not job.cancelled.is_set():
-                    self.running.append((job, _begin(job)))
+                self.running.append((job, _begin(job)))
             return bool(self.running) or not self.closed
 
 

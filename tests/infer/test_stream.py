@@ -42,6 +42,7 @@ def test_any_bytes_however_split_join_to_their_decoding(data, cuts):
 
 @given(st.text("abé🙂", max_size=40), stop_lists, st.lists(st.integers(0, 90)))
 @example("abcd", ["abcd", "bc"], [3])
+@example("abcd", ["abcd", "bc"], [])
 @example("aaab", ["aab"], [1, 2, 3])
 def test_the_cut_is_exact_however_the_bytes_are_split(text, stops, cuts):
     out, stopped = through(split(text.encode(), cuts), stops)

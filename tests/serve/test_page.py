@@ -126,15 +126,28 @@ def test_too_long_a_message_says_what_fits(page):
 def test_a_long_conversation_goes_on_without_its_beginning(page):
     sent = []
     page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
-    for i in range(5):
-        say(page, f"question {i}")
+    for i in range(9):
+        say(page, f"question {i} " + "and so on " * (i % 3))
         expect(page.locator(".assistant")).to_have_count(i + 1)
         expect(said(page)).to_have_text(TEXT, use_inner_text=False)
         expect(page.get_by_role("button", name="Send")).to_be_visible()
     expect(page.locator(".note").last).to_contain_text("The beginning of the conversation was left out")
+    assert len(sent) == 9, "it knows what fits without being told"
     assert len(sent[-1]["messages"]) < 9
     assert sent[-1]["messages"][0]["role"] == "user"
     assert page.locator(".error").count() == 0
+
+
+def test_what_the_server_finds_too_long_is_asked_again_without_the_beginning(page):
+    say(page)
+    expect(said(page)).to_have_text(TEXT, use_inner_text=False)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    sent = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
+    say(page, "🦜" * 60)  # few characters, many tokens: more than the page could guess
+    expect(page.locator(".note").last).to_contain_text("Cut short")
+    assert TEXT.startswith(said(page).text_content())
+    assert [len(body["messages"]) for body in sent] == [3, 1]
 
 
 def test_shift_enter_breaks_the_line_and_the_field_grows(page):
