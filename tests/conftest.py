@@ -16,13 +16,12 @@ from typing import Any  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from road import road  # noqa: E402, F401 - the fixture that pipeline, cli and serve share
 
 from slm_fn.core import random, tree  # noqa: E402
 from slm_fn.core.types import LMBatch  # noqa: E402
 from slm_fn.loss import lm  # noqa: E402
 from slm_fn.nn import gpt  # noqa: E402
-
-from road import road  # noqa: E402, F401 - the fixture that pipeline, cli and serve share
 
 
 @pytest.fixture(autouse=True, scope="session")

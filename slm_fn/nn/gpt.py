@@ -44,7 +44,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Weight(NamedTuple):
-    """One parameter: its shape, the standard deviation it starts with (None: ones), and whether it is a block matrix."""
+    """One parameter: its shape, the standard deviation it starts with (None: ones), whether it is a block matrix."""
 
     shape: tuple[int, ...]
     std: float | None
@@ -61,7 +61,9 @@ def check(config: ModelConfig) -> ModelConfig:
         if getattr(config, field) < 1:
             raise ValueError(f"model.{field} must be at least 1, got {getattr(config, field)}")
     if config.dim % config.num_heads or config.head_dim % 2:
-        raise ValueError(f"model.dim ({config.dim}) / model.num_heads ({config.num_heads}) must be a whole, even number")
+        raise ValueError(
+            f"model.dim ({config.dim}) / model.num_heads ({config.num_heads}) must be a whole, even number"
+        )
     if config.num_heads % config.num_kv_heads:
         raise ValueError(
             f"model.num_heads ({config.num_heads}) must be a multiple of model.num_kv_heads ({config.num_kv_heads})"
@@ -79,7 +81,7 @@ def _tied_std(config: ModelConfig) -> float:
 
 
 def spec(config: ModelConfig) -> dict[str, Any]:
-    """Every parameter by path. Matrices that write into the residual stream start at zero, so a fresh block is the identity.
+    """Every parameter by path. Matrices that write into the residual stream start at zero: a fresh block is the identity.
 
     References: arXiv 2203.03466 (zero-initialised outputs), 1608.05859 (tied embedding).
     """
@@ -138,7 +140,7 @@ def count(config: ModelConfig) -> int:
 
 
 def flops(config: ModelConfig, length: int) -> int:
-    """Floating-point operations to train on one token in a row of `length`: 6 per matrix weight, 12 L D T / 2 to attend.
+    """Operations to train on one token in a row of `length`: 6 per matrix weight, 12 L D T / 2 to attend.
 
     References: arXiv 2204.02311, appendix B (causal attention counted as half).
     """
@@ -190,7 +192,7 @@ def apply(
         >>> logits.shape
         torch.Size([1, 5, 64])
     """
-    B, T = tokens.shape
+    T = tokens.shape[1]
     room = config.context if past is None else past.k.shape[2]
     if room < T:
         raise ValueError(f"{T} tokens do not fit the {'context' if past is None else 'cache'} of {room}")
@@ -236,7 +238,7 @@ def block(
 def project(
     config: ModelConfig, params: Params, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor]
 ) -> tuple[Float[Tensor, "B T H C"], Float[Tensor, "B T K C"], Float[Tensor, "B T K C"]]:
-    """Queries, keys and values by head; queries and keys normed (if `qk_norm`, arXiv 2302.05442) and turned to their places."""
+    """Queries, keys, values by head; queries and keys normed (`qk_norm`, arXiv 2302.05442) and turned to their places."""
     C = config.head_dim
     q, k, v = (linear(params[name], x).unflatten(-1, (-1, C)) for name in ("q", "k", "v"))
     if config.qk_norm:

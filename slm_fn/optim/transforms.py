@@ -178,7 +178,7 @@ def params_ema(decay: float) -> Transform:
 
 
 def find(opt_state: Any, kind: type[S]) -> S | None:
-    """The first state of a kind in an optimizer state, or None: `find(s, EmaState).average`, `find(s, ScheduleState).rate`."""
+    """The first state of a kind in an optimizer state, or None: `find(state, EmaState).average`."""
     if isinstance(opt_state, kind):
         return opt_state
     if isinstance(opt_state, tuple):
