@@ -81,7 +81,7 @@ def _tied_std(config: ModelConfig) -> float:
 
 
 def spec(config: ModelConfig) -> dict[str, Any]:
-    """Every parameter by path. Matrices that write into the residual stream start at zero: a fresh block is the identity.
+    """Every parameter by path. Matrices that write to the residual stream are zero: a fresh block is the identity.
 
     References: arXiv 2203.03466 (zero-initialised outputs), 1608.05859 (tied embedding).
     """
@@ -238,7 +238,7 @@ def block(
 def project(
     config: ModelConfig, params: Params, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor]
 ) -> tuple[Float[Tensor, "B T H C"], Float[Tensor, "B T K C"], Float[Tensor, "B T K C"]]:
-    """Queries, keys, values by head; queries and keys normed (`qk_norm`, arXiv 2302.05442) and turned to their places."""
+    """Queries, keys, values by head; queries and keys normed (`qk_norm`, arXiv 2302.05442) and rotated."""
     C = config.head_dim
     q, k, v = (linear(params[name], x).unflatten(-1, (-1, C)) for name in ("q", "k", "v"))
     if config.qk_norm:
