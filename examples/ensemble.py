@@ -3,12 +3,12 @@
 from functools import partial
 
 import torch
-from torch.func import vmap
 
-from slm_fn.core import random, tree
+from slm_fn.core import random
 from slm_fn.core.compose import pipe
 from slm_fn.core.grads import value_and_grad
 from slm_fn.core.types import LMBatch
+from slm_fn.lift.ensemble import ensemble, gather, member
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.optim.recipes import OptimConfig, make
@@ -21,10 +21,10 @@ tx = make(OptimConfig(learning_rate=1e-2, warmup_steps=5), STEPS, gpt.matrices(c
 
 # The same composition as for one run, on the gradient engine that vmap can see through.
 step = pipe(next_token, partial(value_and_grad, engine="func"), step_with(tx))(partial(gpt.apply, config))
-together = vmap(step, in_dims=(0, None))
+together = ensemble(step)
 
-members = [init_state(gpt.init(config, random.fold_in(0, member)), tx) for member in range(MEMBERS)]
-states = tree.stack(*members)
+members = [init_state(gpt.init(config, random.fold_in(0, e)), tx) for e in range(MEMBERS)]
+states = gather(members)
 rows = torch.arange(17).repeat(8, 1) + torch.arange(8)[:, None]
 batch = LMBatch(rows % config.vocab_size, torch.ones(8, 16))
 
@@ -34,4 +34,4 @@ for i in range(STEPS):
         print(f"step {i:2d}  losses {' '.join(f'{loss:.3f}' for loss in metrics['loss'].tolist())}")
 
 best = metrics["loss"].argmin().item()
-print(f"member {best} is the best; as a state of its own: step {tree.unstack(states)[best].step.item()}")
+print(f"member {best} is the best; as a state of its own: step {member(states, best).step.item()}")

@@ -15,7 +15,7 @@ TEXT = 'I say: <img src=x onerror="document.title=1"> & né 🙂, **bold** then 
 
 
 class Parrot(Model):
-    """A legitimate model whose forward pass continues every conversation with the same text, `delay` seconds a token."""
+    """A legitimate model whose forward pass continues every conversation with the same text, `delay` s a token."""
 
     delay = 0.0
     steps = 0

@@ -51,7 +51,7 @@ def prepare_demo(out: Path | str) -> Prepared:
     pairs, held_pairs = out / "pairs.jsonl", out / "pairs.held_out.jsonl"
     conversations.write_chat(short, chat)
     conversations.write_chat(corpus.held_out, held_chat)
-    conversations.write_pairs(conversations.preference_pairs(short, 0, REJECTED_PER_CHOSEN), pairs)
+    conversations.write_pairs(conversations.preference_pairs(corpus.train, 0, REJECTED_PER_CHOSEN), pairs)
     conversations.write_pairs(conversations.held_out_trials(corpus.held_out, 0, TRIALS_PER_REPLY), held_pairs)
     files.write(out / "counts.json", msgspec.json.format(msgspec.json.encode(counts)))
     return Prepared(
