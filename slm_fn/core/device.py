@@ -143,7 +143,7 @@ def describe() -> dict[str, Any]:
         "devices": devices,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
