@@ -20,7 +20,7 @@ def ensemble(step: Step) -> Step:
 
     Example:
         >>> import torch
-        >>> grow = ensemble(lambda state, batch: (state._replace(step=state.step + 1), {"loss": state.params["w"] * batch}))
+        >>> grow = ensemble(lambda state, batch: (state, {"loss": state.params["w"] * batch}))
         >>> states = gather([TrainState({"w": torch.tensor(w)}, (), torch.tensor(0)) for w in (1.0, 2.0)])
         >>> grow(states, torch.tensor(3.0))[1]["loss"]
         tensor([3., 6.])
