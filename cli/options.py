@@ -39,6 +39,46 @@ def files(name: str, help: str, required: bool = True, letter: str = "paths") ->
     )
 
 
+def tuning(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that fine-tuning stages share, as decorators in the order that help shows them."""
+    shared = (
+        click.argument("config"),
+        init,
+        files("--data", "JSONL file or folder to train on.", letter="data"),
+        files("--val", "JSONL file or folder to judge on.", required=False, letter="val"),
+        click.option("--val-fraction", type=float, help="Hold out this share of the data, split by prompt."),
+        out,
+        resume,
+        overrides,
+        device,
+        progress,
+        as_json,
+    )
+    for option in reversed(shared):
+        command = option(command)
+    return command
+
+
+def tune(stage: Callable[..., Any], section: str, told: dict[str, Any]) -> None:
+    """Run a fine-tuning stage with the arguments of `tuning`, and report it."""
+    from slm_fn import config as configs
+
+    fraction, flags = told["val_fraction"], told["overrides"]
+    extra = () if fraction is None else (f"{section}.val_fraction={fraction}",)
+    done = stage(
+        configs.load(told["config"], [*flags, *extra]),
+        told["init"],
+        told["data"],
+        told["out"],
+        told["val"],
+        told["device"],
+        told["resume"],
+        told["live"],
+        note=note,
+    )
+    report_run(done, told["as_json"])
+
+
 def note(text: str) -> None:
     """A line on standard error."""
     click.echo(text, err=True)

@@ -5,7 +5,7 @@ Invariant: parses and prints; the work is `pipeline.sft`.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,30 +13,8 @@ from slm_fn.cli import options
 
 
 @click.command("sft")
-@click.argument("config")
-@options.init
-@options.files("--data", "JSONL file or folder to train on.", letter="data")
-@options.files("--val", "JSONL file or folder to judge on.", required=False, letter="val")
-@click.option("--val-fraction", type=float, help="Hold out this share of the data, split by prompt.")
-@options.out
-@options.resume
-@options.overrides
-@options.device
-@options.progress
-@options.as_json
-def command(
-    config: str,
-    init: Path,
-    data: tuple[Path, ...],
-    val: tuple[Path, ...],
-    val_fraction: float | None,
-    out: Path,
-    resume: str,
-    overrides: tuple[str, ...],
-    device: str,
-    live: bool | None,
-    as_json: bool,
-) -> None:
+@options.tuning
+def command(**told: Any) -> None:
     """Fine-tune a model on conversations (JSONL of {"messages": [...]}).
 
     CONFIG is a file or the name of a preset; its [sft] section is read.
@@ -45,10 +23,6 @@ def command(
     Example:
         slm sft tiny --init runs/pretrain --data chat.jsonl --out runs/sft
     """
-    from slm_fn import config as configs
     from slm_fn.pipeline.sft import sft
 
-    extra = () if val_fraction is None else (f"sft.val_fraction={val_fraction}",)
-    told = configs.load(config, [*overrides, *extra])
-    done = sft(told, init, data, out, val, device, resume, live, note=options.note)
-    options.report_run(done, as_json)
+    options.tune(sft, "sft", told)

@@ -22,9 +22,9 @@ from slm_fn.pipeline import dpo, evaluate, model, pack, prepare, pretrain, sft, 
 from slm_fn.pipeline.run import Outcome
 
 QUICK = (
-    "pretrain.train.total_steps=120",
-    "sft.train.total_steps=60",
-    "dpo.train.total_steps=30",
+    "pretrain.train.total_steps=100",
+    "sft.train.total_steps=40",
+    "dpo.train.total_steps=15",
 )
 QUESTIONS = ("Hello, how are you?", "What is a computer?", "Tell me a joke")
 SEEDS = (0, 1, 2)
