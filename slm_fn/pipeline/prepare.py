@@ -14,7 +14,7 @@ from slm_fn.core import files
 from slm_fn.data import conversations, plays
 from slm_fn.data.sources import Conversation, Document
 
-REJECTED_PER_CHOSEN = 2
+REJECTED_PER_CHOSEN = 4
 LONGEST_REPLY = 160
 """Characters: a model of this size learns to answer in a sentence or two. Longer replies are left out of training."""
 TRIALS_PER_REPLY = 6
