@@ -22,7 +22,7 @@ from slm_fn.pipeline import dpo, evaluate, model, pack, prepare, pretrain, sft, 
 from slm_fn.pipeline.run import Outcome
 
 QUICK = (
-    "pretrain.train.total_steps=100",
+    "pretrain.train.total_steps=80",
     "sft.train.total_steps=40",
     "dpo.train.total_steps=15",
 )

@@ -59,9 +59,9 @@ def dpo(
     held_out = list(sources.read_pairs(val, sft.check_messages)) if val else []
     if not val and config.dpo.val_fraction:
         rows, held_out = sft.split(rows, config.dpo.val_fraction, lambda row: row.prompt)
-    examples = prepare(model, rows, note)
-    trials = prepare(model, held_out, note) if held_out else []
     settings, pad = config.dpo.train, model.tokenizer.special("<|pad|>")
+    examples = prepare(model, thin(rows, settings.total_steps * settings.batch_size), note)
+    trials = prepare(model, held_out, note) if held_out else []
     dtype = devices.dtype_of(settings.precision, place)
     apply = devices.compute_in(dtype)(model.apply)
     tx = recipes.make(config.dpo.optim, settings.total_steps, gpt.matrices(model.config).__contains__, dtype)
@@ -77,6 +77,16 @@ def dpo(
         data_hash=sft.digest(models.locate(init), [*data, *val]),
     )
     return train(stage, config, settings, out, resume, live)
+
+
+def thin(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most as many pairs as a run reads, evenly from the whole: a reference is not computed for what is never seen.
+
+    Example:
+        >>> thin(range(10), 5)
+        [0, 2, 4, 6, 8]
+    """
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)
 
 
 def prepare(model: Model, rows: Sequence[Any], note: Callable[[str], None]) -> list[PairExample]:
