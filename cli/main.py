@@ -5,11 +5,12 @@ Invariant: bad input is one line and exit 2, failed work one line and exit 1; a 
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
 import click
+
+from slm_fn.cli.lazy import LazyGroup
 
 COMMANDS = {
     "demo": ("demo", "The whole road on the embedded corpus, then how to chat."),
@@ -28,23 +29,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Lists every command from a table and imports the one that is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        return importlib.import_module(f"slm_fn.cli.{COMMANDS[cmd_name][0]}").command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="slm_fn")
 def cli() -> None:
     """A small language model from raw text to a chat in the browser.

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 
 from slm_fn.core import files
+from slm_fn.text import engine
+from slm_fn.text.engine import Engine
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -27,6 +31,13 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _byte_alphabet()
+
+
+class Flat(NamedTuple):
+    """Many texts' ids end to end: text i is `ids[offsets[i]:offsets[i + 1]]`; ids are uint32."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
 
 
 class Tokenizer:
@@ -151,6 +162,31 @@ class Tokenizer:
         for text in texts:
             text.encode()  # UnicodeEncodeError, a ValueError that names the place, before the library's bare TypeError
         return [encoding.ids for encoding in self._hf.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_flat(self, texts: Sequence[str]) -> Flat:
+        """`encode` of many texts, end to end in one array: what packing writes. By the fastest engine that is exact.
+
+        Raises:
+            ValueError: a text holds half a surrogate pair.
+
+        Example:
+            >>> from slm_fn.text import bpe
+            >>> flat = bpe.train(["hello hello"], 262).encode_flat(["he", "", "l"])
+            >>> flat.ids.tolist(), flat.offsets.tolist()
+            ([77, 74, 81], [0, 2, 2, 3])
+        """
+        data = [text.encode() for text in texts]
+        if self.engine.backend is not None:
+            rows = self.engine.backend.encode_batch(data).layout
+            return Flat(np.asarray(rows.content.data), np.asarray(rows.offsets.data))
+        ids = self.encode_batch(texts)
+        offsets = np.cumsum([0, *map(len, ids)])
+        return Flat(np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(offsets[-1])), offsets)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What `encode_flat` encodes with, and why."""
+        return engine.choose(self._hf)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; none for a control token.
