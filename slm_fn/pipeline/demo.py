@@ -18,7 +18,7 @@ from slm_fn import config as configs
 from slm_fn.config import Config
 from slm_fn.core import files
 from slm_fn.data import sources
-from slm_fn.pipeline import dpo, evaluate, model, pack, prepare, pretrain, sft, tokenize
+from slm_fn.pipeline import demo_data, dpo, evaluate, model, pack, pretrain, sft, tokenize
 from slm_fn.pipeline.run import Outcome
 
 QUICK = (
@@ -92,7 +92,7 @@ def demo(
     config = configs.load(preset, [*(QUICK if quick else ()), *overrides])
     clock = _Clock(say)
     with clock.stage("prepare", "38 plays and the conversations to files"):
-        data = prepare.prepare_demo(out / "data")
+        data = demo_data.prepare_demo(out / "data")
     with clock.stage(
         "tokenize", f"a byte-level BPE of {config.tokenizer.vocab_size:,} tokens, and packed shards"
     ) as row:
@@ -131,7 +131,7 @@ def demo(
     return report
 
 
-def _tokenize(config: Config, data: prepare.Prepared, out: Path) -> int:
+def _tokenize(config: Config, data: demo_data.Prepared, out: Path) -> int:
     spoken = [m.content for row in sources.read_chat([data.chat]) for m in row.messages]
     tokenizer = tokenize.train_tokenizer(
         config.tokenizer, [*(d.text for d in data.plays), *spoken], out / "tokenizer.json"

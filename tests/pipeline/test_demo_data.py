@@ -1,14 +1,14 @@
-"""pipeline/prepare.py: nothing that is held out is in a training file."""
+"""pipeline/demo_data.py: nothing that is held out is in a training file."""
 
 import pytest
 
 from slm_fn.data import conversations, plays, sources
-from slm_fn.pipeline import prepare
+from slm_fn.pipeline import demo_data
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return prepare.prepare_demo(tmp_path_factory.mktemp("prepared"))
+    return demo_data.prepare_demo(tmp_path_factory.mktemp("prepared"))
 
 
 def lines(path):
@@ -38,12 +38,12 @@ def test_trials_are_six_different_held_out_replies_each(made):
         key = (row.prompt, row.chosen)
         rejected.setdefault(key, set()).add(conversations.normalise(row.rejected[-1].content))
         assert conversations.normalise(row.rejected[-1].content) != conversations.normalise(row.chosen[-1].content)
-    assert {len(others) for others in rejected.values()} == {prepare.TRIALS_PER_REPLY}
+    assert {len(others) for others in rejected.values()} == {demo_data.TRIALS_PER_REPLY}
 
 
 def test_long_replies_are_left_out_of_training_and_counted(made):
     said = [m.content for row in sources.read_chat([made.chat]) for m in row.messages if m.role == "assistant"]
-    assert max(map(len, said)) <= prepare.LONGEST_REPLY
+    assert max(map(len, said)) <= demo_data.LONGEST_REPLY
     kept = sum(1 for _ in sources.read_chat([made.chat]))
     whole = len(conversations.read_conversations().train)
     assert made.counts["train"] == kept == whole - made.counts["too_long"]
