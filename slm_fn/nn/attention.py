@@ -1,6 +1,6 @@
 """Causal grouped-query attention: one function over the attention backends, and the mask they share.
 
-Invariant: a query sees the keys at its own place and before, whatever else lies in the row.
+Invariant: a query sees the keys of its segment at its own place and before, whatever else lies in the row.
 """
 
 from __future__ import annotations
@@ -18,9 +18,29 @@ from slm_fn.core import device
 Backend = Literal["auto", "plain", "fused"]
 
 
-def causal_mask(positions_BT: Int[Tensor, "B T"], num_keys: int) -> Bool[Tensor, "B T S"]:
-    """True where a query at `positions_BT` may look: keys lie at places 0, 1, ..., num_keys - 1."""
-    return torch.arange(num_keys, device=positions_BT.device) <= positions_BT[..., None]
+def causal_mask(
+    positions_BT: Int[Tensor, "#B T"], num_keys: int, since_BT: Int[Tensor, "B T"] | None = None
+) -> Bool[Tensor, "#B T S"]:
+    """True where a query at `positions_BT` may look: keys lie at places 0, 1, ..., num_keys - 1.
+
+    Args:
+        since_BT: the first place each query may look at, where its segment begins; None is the row's beginning.
+    """
+    keys = torch.arange(num_keys, device=positions_BT.device)
+    seen = keys <= positions_BT[..., None]
+    return seen if since_BT is None else seen & (keys >= since_BT[..., None])
+
+
+def segment_starts(segments_BT: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Where the segment of each place begins; a segment is a run of one number.
+
+    Example:
+        >>> segment_starts(torch.tensor([[7, 7, 8, 8, 8, 7]]))
+        tensor([[0, 0, 2, 2, 2, 5]])
+    """
+    begins = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
+    places = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    return torch.where(begins, places, 0).cummax(-1).values
 
 
 def attend(

@@ -170,6 +170,7 @@ def apply(
     tokens: Int[Tensor, "B T"],
     past: KVCache | None = None,
     *,
+    segments: Int[Tensor, "B T"] | None = None,
     tap: Callable[[str, Tensor], Tensor] = _no_tap,
     head: Callable[[Any, Tensor], Any] = linear,
     lift_block: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_is,
@@ -180,11 +181,12 @@ def apply(
     Args:
         past: keys and values of what came before; the tokens continue each row at its own length. How full it is
             is not looked at (that would stall a GPU): the caller does, with `cache.check_room`.
+        segments: a run of one number is a text of its own: it attends to itself alone, and its places count from 0.
         tap: sees (and may replace) every activation by name: `0/attn`, `0/ffn`, ..., `final`.
         lift_block: wraps the block function, called once per layer: remat, jit.
 
     Raises:
-        ValueError: more tokens than the context, or the whole cache, has room for.
+        ValueError: more tokens than the context, or the whole cache, has room for; segments together with a cache.
 
     Example:
         >>> config = ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=64)
@@ -196,11 +198,15 @@ def apply(
     room = config.context if past is None else past.k.shape[2]
     if room < T:
         raise ValueError(f"{T} tokens do not fit the {'context' if past is None else 'cache'} of {room}")
+    if segments is not None and past is not None:
+        raise ValueError("segments are for whole rows; with a cache give each text a row of its own")
     start = tokens.new_zeros(1, 1) if past is None else past.length[:, None]
     places = start + torch.arange(T, device=tokens.device)
-    mask = attention.causal_mask(places, T if past is None else past.k.shape[2])
+    since = None if segments is None else attention.segment_starts(segments)
+    mask = attention.causal_mask(places, T if past is None else past.k.shape[2], since)
     x = embed(params["embed"], tokens).to(params["norm"].dtype)
-    table = positions.rope_table(places, config.head_dim, config.rope_theta, x.dtype)
+    turns = places if since is None else places - since
+    table = positions.rope_table(turns, config.head_dim, config.rope_theta, x.dtype)
     run = lift_block(partial(block, config, backend))
     written = []
     for i, layer in enumerate(tree.unstack(params["blocks"])):

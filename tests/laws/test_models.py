@@ -135,6 +135,58 @@ def test_apply_compiled_is_apply(decoder, no_shape_checks):
     assert torch.equal(compiled(params, tokens), apply(params, tokens)[0])
 
 
+def alone(apply, params, tokens, segments, **kwargs):
+    """The logits of every text run by itself, put back where it stood."""
+    rows = []
+    for row, marks in zip(tokens, segments, strict=True):
+        lengths = torch.unique_consecutive(marks, return_counts=True)[1].tolist()
+        rows.append(torch.cat([apply(params, part[None], **kwargs)[0][0] for part in row.split(lengths)]))
+    return torch.stack(rows)
+
+
+SEGMENTS = torch.tensor(
+    [[0] * LENGTH, [0] * 5 + [1] * 7, list(range(LENGTH)), [3, 3, 3, 1, 2, 2, 2, 2, 2, 2, 1, 1]]
+)  # one, two, all apart, any numbers: one that comes again is another text
+
+
+@pytest.mark.parametrize("backend", ["plain", "fused"])
+def test_a_text_in_a_packed_row_is_the_text_alone(decoder, backend, purely):
+    _, apply, params, tokens = decoder
+    packed = purely(apply, params, tokens, segments=SEGMENTS, backend=backend)[0]
+    assert (packed - alone(apply, params, tokens, SEGMENTS, backend=backend)).abs().max() <= 1e-5
+    plain = apply(params, tokens, backend=backend)[0]
+    assert torch.equal(packed[0], plain[0])
+    assert (packed[1, 5:] - plain[1, 5:]).abs().max() > 1e-2  # and without segments it is not
+
+
+def test_a_text_s_gradient_stays_inside_it(decoder):
+    config, apply, params, _ = decoder
+    tokens = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(0))[None, :LENGTH]
+    direction = random.normal(1, (config.vocab_size,))
+
+    def read(embedding):
+        head = lambda weight, hidden: F.linear(hidden, weight.detach()) @ direction  # noqa: E731
+        return apply({**params, "embed": embedding}, tokens, head=head, segments=SEGMENTS[3:])[0][0]
+
+    jacobian_TVD = torch.autograd.functional.jacobian(read, params["embed"])
+    seen_TS = jacobian_TVD[:, tokens[0]].abs().sum(-1) > 0
+    runs = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 3, 3])
+    assert torch.equal(seen_TS, (runs[:, None] == runs).tril())
+
+
+def test_segments_pass_through_vmap_grad_and_compile(decoder, gap, no_shape_checks):
+    _, apply, params, tokens = decoder
+    here = partial(apply, params)
+    each = torch.func.vmap(lambda row, marks: here(row[None], segments=marks[None])[0][0])(tokens, SEGMENTS)
+    assert (each - here(tokens, segments=SEGMENTS)[0]).abs().max() <= 1e-5
+    rows = LMBatch(tokens, torch.ones(4, LENGTH - 1))
+    loss = next_token(partial(apply, segments=SEGMENTS[:, :-1]))
+    engines = [value_and_grad(loss, engine=engine)(params, rows) for engine in ("autograd", "func")]
+    assert gap(*engines) <= 1e-5
+    compiled = torch.compile(lambda tokens, marks: here(tokens, segments=marks)[0], backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(tokens, SEGMENTS), here(tokens, segments=SEGMENTS)[0])
+
+
 def test_taps_see_every_activation_and_may_replace_it(decoder):
     config, apply, params, tokens = decoder
     seen = []

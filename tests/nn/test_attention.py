@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slm_fn.core import random
-from slm_fn.nn.attention import attend, causal_mask
+from slm_fn.nn.attention import attend, causal_mask, segment_starts
 
 
 def draw(num_heads, num_kv_heads, T=5, S=7):
@@ -30,6 +30,18 @@ def test_the_mask_shows_a_place_itself_and_what_came_before():
         [[1, 0, 0, 0], [1, 1, 0, 0]],
         [[1, 1, 1, 0], [1, 1, 1, 1]],
     ]
+
+
+def test_the_mask_hides_what_lies_before_the_segment():
+    assert causal_mask(torch.tensor([[0, 1, 2]]), 3, torch.tensor([[0, 1, 1]])).int().tolist() == [
+        [[1, 0, 0], [0, 1, 0], [0, 1, 1]],
+    ]
+
+
+def test_a_segment_is_a_run_of_one_number():
+    starts = segment_starts(torch.tensor([[4, 4, 4], [0, 1, 0], [1, 2, 2]]))
+    assert starts.tolist() == [[0, 0, 0], [0, 1, 2], [0, 1, 1]]
+    assert segment_starts(torch.zeros(2, 1, dtype=torch.long)).tolist() == [[0], [0]]
 
 
 @pytest.mark.parametrize("backend", ["plain", "fused", "auto"])
