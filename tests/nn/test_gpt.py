@@ -8,6 +8,7 @@ import torch
 
 from slm_fn.core import tree
 from slm_fn.nn import gpt
+from slm_fn.nn.positions import rope_table
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,17 @@ def test_a_bf16_cache_decodes_like_a_bf16_forward(config, rough, batch):
         logits, past = gpt.apply(config, params, token, past)
         seen.append(logits)
     assert (torch.cat(seen, 1).float() - full.float()).abs().max() < 0.05 * full.float().abs().max()
+
+
+def test_places_count_from_zero_in_every_segment(config, rough, batch):
+    seen = []
+
+    def watched(block):
+        return lambda layer, x, table, *rest: seen.append(table) or block(layer, x, table, *rest)
+
+    tokens = batch(config, rows=1, length=5).tokens
+    gpt.apply(config, rough(config), tokens, segments=torch.tensor([[1, 1, 0, 0, 0, 2]]), lift_block=watched)
+    places = torch.tensor([[0, 1, 0, 1, 2, 0]])
+    want = rope_table(places, config.head_dim, config.rope_theta, torch.float32)
+    assert len(seen) == config.num_layers
+    assert all(torch.equal(a, b) for table in seen for a, b in zip(table, want, strict=True))
