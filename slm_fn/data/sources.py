@@ -11,20 +11,31 @@ names the file and the place, never a document left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+PIECE = 1 << 20
 SUFFIXES = (".txt", ".md", ".jsonl")
 T = TypeVar("T")
 
 
 class Document(NamedTuple):
-    """A text and its name: the path below what was asked for, and for JSONL the line."""
+    """A text, or a piece of one, and its name: the path below what was asked for, and for JSONL and parquet the line.
+
+    Long texts come in parts of at most `PIECE` characters; `part` > 0 continues the document before it, and the parts
+    of one name joined are the text.
+    """
 
     name: str
     text: str
+    part: int = 0
+
+
+Problem = Callable[[str], None]
+"""Is told what cannot be read, one line each, where reading goes on without it."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +89,7 @@ def files_of(path: Path | str) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(path).as_posix())
 
 
-def read(paths: Iterable[Path | str]) -> Iterator[Document]:
+def read(paths: Iterable[Path | str], problem: Problem | None = None, *, column: str = "text") -> Iterator[Document]:
     """Stream the documents of files and folders, sorted by name; those of white space alone are passed over.
 
     A text or Markdown file is one document; a JSONL file has one in the field `text` of each line.
@@ -128,6 +139,14 @@ def _rows(named: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
             text = _decode(Path(file).read_bytes(), file)
             if text.strip():
                 yield {"name": name, "text": text}
+
+
+def rows(path: Path | str, problem: Problem | None = None, *, skip: int = 0) -> Iterator[dict[str, Any]]:
+    """Whole records of JSONL, such as chat data."""
+    found = (
+        msgspec.json.decode(line, type=dict[str, Any]) for file in files_of(path) for _, line in _lines(str(file))
+    )
+    return islice(found, skip, None)
 
 
 class _Text(msgspec.Struct):
