@@ -1,5 +1,7 @@
 """Configs: one immutable struct per part, nested by stage; load, override, origin of every value, hash.
 
+A file is a road (`Config`) or, where it has the key `sources`, a corpus (`CorpusConfig`): `kind` tells them apart.
+
 Invariant: every default stands in a struct beside the function it feeds; an unknown key is an error that names
 the nearest one.
 """
@@ -13,15 +15,18 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 import yaml
 
+from slm_fn.data.corpus import CorpusConfig
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.train.loop import TrainConfig
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class TokenizerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,11 +83,23 @@ _Loader.add_implicit_resolver(
 )
 
 
-def find(name: str | Path) -> Path:
+def kind(data: dict[str, Any]) -> type[Config] | type[CorpusConfig]:
+    """The struct that a file's keys belong to."""
+    return CorpusConfig if "sources" in data else Config
+
+
+def presets(struct: type[msgspec.Struct] | None = None) -> list[str]:
+    """The names of the configs that come with the package: all, or those of one struct."""
+    folder = (path for path in resources("slm_fn.configs").iterdir() if path.name.endswith(".yaml"))
+    found = {path.name.removesuffix(".yaml"): Path(str(path)) for path in folder}
+    return sorted(name for name, path in found.items() if struct in (None, kind(read(path))))
+
+
+def find(name: str | Path, struct: type[msgspec.Struct] | None = None) -> Path:
     """The file a config argument means: a path, or the name of a preset that comes with the package.
 
     Raises:
-        FileNotFoundError: neither; names the presets.
+        FileNotFoundError: neither; names the presets (of `struct`, where one is wanted).
     """
     path = Path(name)
     if path.is_file():
@@ -90,10 +107,7 @@ def find(name: str | Path) -> Path:
     preset = resources("slm_fn.configs") / f"{name}.yaml"
     if "/" not in str(name) and preset.is_file():
         return Path(str(preset))
-    presets = sorted(
-        p.name.removesuffix(".yaml") for p in resources("slm_fn.configs").iterdir() if p.name.endswith(".yaml")
-    )
-    raise FileNotFoundError(f"config {str(name)!r} is no file and no preset; presets: {', '.join(presets)}")
+    raise FileNotFoundError(f"config {str(name)!r} is no file and no preset; presets: {', '.join(presets(struct))}")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -133,8 +147,21 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
         >>> load("tiny", ["pretrain.optim.learning_rate=1e-4"]).pretrain.optim.learning_rate
         0.0001
     """
-    path = find(name)
-    return convert(override(read(path), overrides), str(path))
+    return load_as(Config, name, overrides)
+
+
+def load_as(struct: type[S], name: str | Path, overrides: Sequence[str] = ()) -> S:
+    """The same for any struct, as the corpora of `slm data prepare`.
+
+    Example:
+        >>> load_as(CorpusConfig, "corpus", ["sources.tinystories.max_documents=10"]).sources["tinystories"].max_documents
+        10
+    """
+    path = find(name, struct)
+    data = read(path)
+    if struct is Config and kind(data) is CorpusConfig:
+        raise ValueError(f"{path}: a corpus, for `slm data prepare`; to train take {', '.join(presets(Config))}")
+    return convert(override(data, overrides), str(path), struct)
 
 
 def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -158,50 +185,74 @@ def _set_in(data: Any, keys: list[str], value: Any) -> dict[str, Any]:
     return {**inner, keys[0]: value if len(keys) == 1 else _set_in(inner.get(keys[0]), keys[1:], value)}
 
 
-def convert(data: dict[str, Any], where: str) -> Config:
-    """A nested dict as a `Config`; `where` begins the error line."""
-    _check_keys(data, Config, where, "")
+def convert(data: dict[str, Any], where: str, struct: type[S]) -> S:
+    """A nested dict as a struct; `where` begins the error line."""
+    _check_keys(data, struct, where, struct, "")
     try:
-        return msgspec.convert(data, Config)
+        return msgspec.convert(data, struct)
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {str(error).replace('`$.', '`')}") from None
 
 
-def _check_keys(data: Any, struct: type, where: str, section: str) -> None:
+def _check_keys(data: Any, kind: Any, where: str, root: type, section: str) -> None:
+    """Go through the dict along the struct's types; the first key that no field has is told."""
     if not isinstance(data, dict):
         return
-    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    inner, entries = _struct_in(kind)
+    if inner is None:
+        return
+    if entries:
+        for name, value in data.items():
+            _check_keys(value, inner, where, root, f"{section}.{name}")
+        return
+    fields = {field.name: field.type for field in msgspec.structs.fields(inner)}
     for key, value in data.items():
         if key not in fields:
-            raise ValueError(f"{where}: unknown key {str(key)!r} {_inside(section)}; {_hint(str(key), section)}")
-        if isinstance(fields[key], type) and issubclass(fields[key], msgspec.Struct):
-            _check_keys(value, fields[key], where, f"{section}.{key}" if section else key)
+            raise ValueError(f"{where}: unknown key {str(key)!r} {_inside(section)}; {_hint(str(key), inner, root)}")
+        _check_keys(value, fields[key], where, root, f"{section}.{key}" if section else key)
+
+
+def _struct_in(kind: Any) -> tuple[type[msgspec.Struct] | None, bool]:
+    """The struct that a field's type holds, alone, beside None, or as a dict's values; and whether it is the last."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return kind, False
+    held = next((arg for arg in get_args(kind) if _struct_in(arg)[0]), None)
+    return (_struct_in(held)[0], get_origin(kind) is dict) if held is not None else (None, False)
 
 
 def _inside(section: str) -> str:
     return f"in [{section}]" if section else "at the top level"
 
 
-def _hint(key: str, section: str) -> str:
-    every = [path for path, _ in walk(Config())]
-    here = [p.rpartition(".")[2] for p in every if p.rpartition(".")[0] == section]
-    here += sorted(
-        {p.removeprefix(f"{section}." if section else "").partition(".")[0] for p in every if p.startswith(section)}
+def _hint(key: str, here: type[msgspec.Struct], root: type[msgspec.Struct]) -> str:
+    known = [field.name for field in msgspec.structs.fields(here)]
+    every = list(_keys(root))
+    elsewhere = [path.rpartition(".")[0] for path in every if path.rpartition(".")[2] == key]
+    if elsewhere and all(elsewhere):
+        return f"it belongs under {' or '.join(elsewhere)}"
+    near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(
+        key, [path.rpartition(".")[2] for path in every], 1
     )
-    elsewhere = [p for p in every if p.rpartition(".")[2] == key]
-    if elsewhere:
-        return f"it belongs under {' or '.join(p.rpartition('.')[0] for p in elsewhere)}"
-    near = difflib.get_close_matches(key, here, 1) or difflib.get_close_matches(
-        key, [p.rpartition(".")[2] for p in every], 1
-    )
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(dict.fromkeys(here))}"
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+
+
+def _keys(struct: type[msgspec.Struct], path: str = "") -> Iterator[str]:
+    """The dotted path of every value that a struct holds; the names in a dict are written as NAME."""
+    for field in msgspec.structs.fields(struct):
+        here = f"{path}.{field.name}" if path else field.name
+        inner, entries = _struct_in(field.type)
+        if inner is None:
+            yield here
+        else:
+            yield from _keys(inner, f"{here}.NAME" if entries else here)
 
 
 def walk(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a config with its dotted path."""
-    for field in msgspec.structs.fields(config):
-        value, here = getattr(config, field.name), f"{path}.{field.name}" if path else field.name
-        if isinstance(value, msgspec.Struct):
+    named = config if isinstance(config, dict) else msgspec.structs.asdict(config)
+    for name, value in named.items():
+        here = f"{path}.{name}" if path else name
+        if isinstance(value, msgspec.Struct) or (isinstance(value, dict) and value):
             yield from walk(value, here)
         else:
             yield here, value
@@ -222,7 +273,7 @@ def origins(name: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, 
             place = place[key]
         return path.name
 
-    return [(dotted, value, origin(dotted)) for dotted, value in walk(load(name, overrides))]
+    return [(dotted, value, origin(dotted)) for dotted, value in walk(load_as(kind(in_file), name, overrides))]
 
 
 def digest(config: msgspec.Struct) -> str:

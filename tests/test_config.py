@@ -14,7 +14,7 @@ JSON = '{"pretrain": {"optim": {"learning_rate": 1e-4}}}'
 def test_three_formats_give_the_same_struct(tmp_path, ending, text):
     path = tmp_path / f"c.{ending}"
     path.write_text(text)
-    assert configs.load(path) == configs.convert({"pretrain": {"optim": {"learning_rate": 0.0001}}}, "")
+    assert configs.load(path) == configs.convert({"pretrain": {"optim": {"learning_rate": 0.0001}}}, "", configs.Config)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_yaml_numbers_are_numbers(text, value):
 )
 def test_an_unknown_key_names_the_nearest(data, words):
     with pytest.raises(ValueError, match="unknown key") as error:
-        configs.convert(data, "c.yaml")
+        configs.convert(data, "c.yaml", configs.Config)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
 
