@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from slm_fn.data import oasst
-from slm_fn.data.sources import Conversation, Message, Preference
-from slm_fn.data.turns import Refused, Tidied, role_of, text_of, tidy
+from slm_fn.data.sources import Conversation, Preference
+from slm_fn.data.turns import FOREIGN, Refused, Tidied, part, role_of, text_of, tidy
 
 Row = Mapping[str, Any]
 Count = Callable[[str], None]
 Convert = Callable[[Iterable[Any], Count], Iterator[Conversation] | Iterator[Preference]]
 T = TypeVar("T")
-FOREIGN = "not of this layout"
 _SPOKEN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -70,8 +69,8 @@ def prompt_completion(rows: Iterable[Any], count: Count) -> Iterator[Conversatio
 def preference(rows: Iterable[Any], count: Count) -> Iterator[Preference]:
     """TRL's `chosen` and `rejected`, strings or messages, with a `prompt` beside them or inside both.
 
-    Strings without a prompt are read where they are written as Anthropic's `Human:` and `Assistant:`. What the two sides
-    have in common is the prompt, which a turn of the user's ends.
+    Strings without a prompt are read where they are written as Anthropic's `Human:` and `Assistant:`. What the two
+    sides have in common is the prompt, which a turn of the user's ends.
 
     Example:
         >>> row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
@@ -85,20 +84,6 @@ def preference(rows: Iterable[Any], count: Count) -> Iterator[Preference]:
         return pair, tuple(dict.fromkeys((*chosen.repairs, *rejected.repairs)))
 
     return _each(rows, count, convert)
-
-
-def part(chosen: Sequence[Message], rejected: Sequence[Message]) -> Preference:
-    """Two conversations as what they share and how each goes on.
-
-    Raises:
-        Refused: they are the same, or what parts them is not a reply.
-    """
-    if chosen == rejected:
-        raise Refused("chosen equals rejected")
-    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    if not shared or chosen[shared].role != "assistant":
-        raise Refused("chosen and rejected do not answer the same prompt")
-    return Preference(tuple(chosen[:shared]), tuple(chosen[shared:]), tuple(rejected[shared:]))
 
 
 LAYOUTS: dict[str, Convert] = {

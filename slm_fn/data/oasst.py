@@ -11,28 +11,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from slm_fn.data.sources import Conversation, Message, Preference
-from slm_fn.data.turns import KEPT, Refused, tidy
+from slm_fn.data.sources import Conversation, Preference
+from slm_fn.data.turns import FOREIGN, KEPT, Refused, part, tidy
 
 Count = Callable[[str], None]
 OPEN = 1000
 STOPPED = frozenset({"aborted_low_grade", "halted_by_moderator"})
 REMOVED = f"{KEPT}a message of the tree was deleted or failed its review"
-ORPHAN = f"{KEPT}a message answers none of its tree"
+ORPHAN = f"{KEPT}a message of the tree answers none of it"
+TWICE = f"{KEPT}a message of the tree came twice"
 BESIDE = f"{KEPT}a message of the tree is not on the best path"
 
 
 class Node(NamedTuple):
-    """One message: `rank` is infinite where people did not rank it."""
+    """One message and the message it answers; `rank` is infinite where people did not rank it."""
 
-    name: str
-    parent: str | None
-    role: str
-    text: str
+    row: Mapping[str, Any]
+    parent: Node | None
     rank: float
+    children: list[Node]
 
 
 def conversations(rows: Iterable[Any], count: Count, languages: Collection[str] = ()) -> Iterator[Conversation]:
@@ -40,10 +40,146 @@ def conversations(rows: Iterable[Any], count: Count, languages: Collection[str] 
 
     Args:
         languages: keep trees whose root is in one of these; all where there are none.
+
+    Example:
+        >>> row = {"message_id": "a", "parent_id": None, "message_tree_id": "a", "role": "prompter", "text": "Hi"}
+        >>> reply = {**row, "message_id": "b", "parent_id": "a", "role": "assistant", "text": "Hello.", "rank": 0}
+        >>> worse = {**reply, "message_id": "c", "text": "What?", "rank": 1}
+        >>> [conversation.messages[-1].content for conversation in conversations([row, worse, reply], print)]
+        kept, but a message of the tree is not on the best path
+        ['Hello.']
     """
-    raise NotImplementedError
+    for tree in _trees(rows, count):
+        try:
+            root, notes = plant(tree, languages)
+            path = _turns(_best_leaf(root))
+            tidied = tidy(path)
+        except Refused as reason:
+            count(str(reason))
+            continue
+        for note in (*notes, *[BESIDE] * (len(_walk(root)) - len(path)), *tidied.repairs):
+            count(note)
+        yield Conversation(tidied.messages)
 
 
 def preferences(rows: Iterable[Any], count: Count, languages: Collection[str] = ()) -> Iterator[Preference]:
-    """For each user turn with ranked replies the best against each ranked lower, behind the path that leads there."""
-    raise NotImplementedError
+    """For each user's turn with ranked replies the best against each ranked lower, behind the path that leads there.
+
+    Args:
+        languages: as for `conversations`.
+    """
+    for tree in _trees(rows, count):
+        try:
+            root, notes = plant(tree, languages)
+        except Refused as reason:
+            count(str(reason))
+            continue
+        found = []
+        for chosen, rejected in _ranked(root):
+            try:
+                found.append(part(tidy(_turns(chosen)).messages, tidy(_turns(rejected)).messages))
+            except Refused as reason:
+                notes.append(f"{KEPT}of a pair, {reason}")
+        for note in notes if found else ["no two ranked replies to one prompt"]:
+            count(note)
+        yield from found
+
+
+def _trees(rows: Iterable[Any], count: Count) -> Iterator[list[Mapping[str, Any]]]:
+    """The rows of each tree, in the order in which trees begin."""
+    trees: OrderedDict[str, list[Mapping[str, Any]]] = OrderedDict()
+    closed: set[str] = set()
+    for row in rows:
+        if not _is_message(row):
+            count(FOREIGN)
+            continue
+        name = row.get("message_tree_id") or row["message_id"]
+        if name in closed:
+            count("a message came after its tree was closed; sort the rows by message_tree_id")
+            continue
+        trees.setdefault(name, []).append(row)
+        if len(trees) > OPEN:
+            first, tree = trees.popitem(last=False)
+            closed.add(first)
+            yield tree
+    yield from trees.values()
+
+
+def _is_message(row: Any) -> bool:
+    return isinstance(row, Mapping) and all(isinstance(row.get(name), str) for name in ("message_id", "role", "text"))
+
+
+def plant(rows: Sequence[Mapping[str, Any]], languages: Collection[str] = ()) -> tuple[Node, list[str]]:
+    """The rows of a tree as its root, and a note for each message that has no place in it.
+
+    Raises:
+        Refused: there is no root, it was deleted or failed its review, moderators stopped the tree, or it is in
+            another language.
+    """
+    roots = [row for row in rows if not row.get("parent_id")]
+    if not roots:
+        raise Refused("a tree without its root")
+    if _is_removed(roots[0]):
+        raise Refused("a tree whose root was deleted or failed its review")
+    if roots[0].get("tree_state") in STOPPED:
+        raise Refused("a tree that moderators stopped")
+    if languages and roots[0].get("lang") not in languages:
+        raise Refused("a tree in another language")
+    replies: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("parent_id") and not _is_removed(row):
+            replies.setdefault(row["parent_id"], {}).setdefault(row["message_id"], row)
+    root = _node(roots[0], None)
+    grown = [root]
+    for node in grown:  # grows while it is walked: a message is reached once, so a ring of parents never is
+        for row in replies.pop(node.row["message_id"], {}).values():
+            node.children.append(_node(row, node))
+            grown.append(node.children[-1])
+    removed = sum(map(_is_removed, rows))
+    names = {row["message_id"] for row in rows if not _is_removed(row)}
+    twice = len(rows) - removed - len(names)
+    return root, [REMOVED] * removed + [TWICE] * twice + [ORPHAN] * (len(names) - len(grown))
+
+
+def _node(row: Mapping[str, Any], parent: Node | None) -> Node:
+    rank = row.get("rank")
+    ranked = isinstance(rank, int | float) and not math.isnan(rank)
+    return Node(row, parent, float(rank or 0) if ranked else math.inf, [])
+
+
+def _turns(node: Node | None) -> list[tuple[str, str]]:
+    """What was said from the root to a message."""
+    said = []
+    while node is not None:
+        said.append((node.row["role"], node.row["text"]))
+        node = node.parent
+    return said[::-1]
+
+
+def _is_removed(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("deleted")) or row.get("review_result") is False
+
+
+def _walk(root: Node) -> list[Node]:
+    """Every message, parents before children."""
+    nodes = [root]
+    for node in nodes:
+        nodes += node.children
+    return nodes
+
+
+def _best_leaf(root: Node) -> Node:
+    """Always on with the child ranked best; of equals with the one that most turns follow."""
+    turns: dict[str, int] = {}
+    for node in reversed(_walk(root)):
+        turns[node.row["message_id"]] = 1 + max((turns[child.row["message_id"]] for child in node.children), default=0)
+    leaf = root
+    while leaf.children:
+        leaf = min(leaf.children, key=lambda child: (child.rank, -turns[child.row["message_id"]]))
+    return leaf
+
+
+def _ranked(root: Node) -> Iterator[tuple[Node, Node]]:
+    for node in _walk(root):
+        ordered = sorted((child for child in node.children if child.rank < math.inf), key=lambda child: child.rank)
+        yield from ((ordered[0], other) for other in ordered[1:] if other.rank > ordered[0].rank)

@@ -8,11 +8,11 @@ Invariant: no word is changed; whatever is joined or trimmed is told, and what c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile
 from typing import Any, Literal, NamedTuple
 
-from slm_fn.data.sources import Message
+from slm_fn.data.sources import Message, Preference
 
 Role = Literal["system", "user", "assistant"]
 ROLES: Mapping[str, Role] = {
@@ -21,8 +21,9 @@ ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "ai"), "assistant"),
 }
 TOOLS = frozenset(
-    "tool tools tool_call tool_calls tool_response function function_call function_response observation ipython".split()
-)
+    f"{kind}{part}" for kind in ("tool", "function") for part in ("", "s", "_call", "_calls", "_response")
+) | {"observation", "ipython"}
+FOREIGN = "not of this layout"
 KEPT = "kept, but "
 """What begins the name of a repair; every other reason is one for which a row is dropped."""
 JOINED = f"{KEPT}turns of one role in a row were joined"
@@ -78,13 +79,27 @@ def tidy(turns: Iterable[tuple[Any, Any]]) -> Tidied:
     return Tidied(tuple(messages), tuple(name for name, happened in found.items() if happened))
 
 
+def part(chosen: Sequence[Message], rejected: Sequence[Message]) -> Preference:
+    """Two conversations as what they share and how each goes on.
+
+    Raises:
+        Refused: they are the same, or what parts them is not a reply.
+    """
+    if chosen == rejected:
+        raise Refused("chosen equals rejected")
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    if not shared or chosen[shared].role != "assistant":
+        raise Refused("chosen and rejected do not answer the same prompt")
+    return Preference(tuple(chosen[:shared]), tuple(chosen[shared:]), tuple(rejected[shared:]))
+
+
 def role_of(name: Any) -> Role:
     """The role that a data set's name for one means.
 
     Raises:
         Refused: a tool's, or none that is known.
     """
-    folded = name.strip().casefold() if isinstance(name, str) else None
+    folded = name.strip().casefold() if isinstance(name, str) else ""
     if folded in TOOLS:
         raise Refused("a tool's turn")
     if folded not in ROLES:
@@ -99,7 +114,8 @@ def text_of(content: Any) -> str:
         Refused: something else than text, say a picture, or half a surrogate pair.
     """
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "".join(part["text"] for part in content if isinstance(part.get("text"), str))
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise Refused("contents that are no text")
     try:
