@@ -1,24 +1,26 @@
-"""Text files, Markdown and JSONL as documents, exact to the byte; conversations and preference pairs from JSONL.
+"""Text, Markdown, JSONL and parquet, gzip and zstd too, as documents exact to the byte; conversations and pairs.
 
-Documents stream through Hugging Face `datasets`, handed a generator of our own: its text loader turns every newline
-into a plain one, its JSON loader refuses a column whose type changes between lines and names no line, and both
-look up a host on the network. So the bytes are read here.
+The bytes are read here rather than by `datasets`: its text loader turns every newline into a plain one, its JSON loader
+refuses a column whose type changes between lines and names no line, and both look up a host on the network.
 
-Invariant: a document's text is its file's, newlines and trailing spaces included; what cannot be read is an error that
-names the file and the place, never a document left out.
+Invariant: a document's text is its file's, newlines and trailing spaces included; what cannot be read is told with the
+file and the place, as an error or to `problem`, and is never left out in silence.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-PIECE = 1 << 20
-SUFFIXES = (".txt", ".md", ".jsonl")
+from slm_fn.data import folders, formats
+from slm_fn.data.formats import PIECE, Fail, shown
+from slm_fn.data.records import records
+
 T = TypeVar("T")
 
 
@@ -63,94 +65,141 @@ Check = Callable[[Sequence[Message]], Any]
 """Raises ValueError where messages are no conversation; the chat template's own check arrives by this."""
 
 
+class _Report:
+    """Raises what cannot be read, or tells it and counts: a file that broke is not called empty too."""
+
+    def __init__(self, problem: Problem | None) -> None:
+        self.problem, self.count = problem, 0
+
+    def fail(self, line: str) -> None:
+        self.count += 1
+        if self.problem is None:
+            raise ValueError(line)
+        self.problem(" ".join(line.splitlines()))
+
+    def note(self, line: str) -> None:
+        """Nothing is lost, but a reader may want to know."""
+        if self.problem is not None:
+            self.problem(line)
+
+
 def files_of(path: Path | str) -> list[Path]:
     """The readable files at a path, sorted: itself, or all below it whose name does not begin with a dot.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
-        ValueError: a file of another kind, or a folder without any of these.
+        ValueError: a file of another kind, a folder without any of these, or something below it that cannot be read.
     """
-    path, kinds = Path(path), ", ".join(SUFFIXES)
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{path} is not one of {kinds}; rename it or convert it")
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"no file or folder at {path}")
-    found = [
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and file.is_file()
-    ]
-    if not found:
-        raise ValueError(f"the corpus is empty: no {kinds} files below {path}")
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+    return folders.files_of(Path(path), _Report(None).fail)
 
 
 def read(paths: Iterable[Path | str], problem: Problem | None = None, *, column: str = "text") -> Iterator[Document]:
     """Stream the documents of files and folders, sorted by name; those of white space alone are passed over.
 
-    A text or Markdown file is one document; a JSONL file has one in the field `text` of each line.
+    A text or Markdown file is one document; JSONL has one in the field `column` of each line, parquet one in that
+    column of each row. A text longer than `PIECE` comes in parts. A file that is named twice is read once; files that
+    would get the same name are told apart by the path as it was given.
+
+    Args:
+        problem: is told each thing that cannot be read (and files that are empty, and shared names), one line each, and
+            the rest is read; what was named and does not exist, or is of another kind, is an error all the same.
 
     Raises:
         FileNotFoundError: a path leads nowhere; at once, before anything is read.
-        ValueError: no text in any of them, bytes that are no UTF-8, or a line that is no JSON object with a text.
+        ValueError: no text in any of them; without `problem`, whatever cannot be read.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.txt"
         >>> _ = path.write_bytes(b"one\\r\\n")
         >>> list(read([path]))
-        [Document(name='a.txt', text='one\\r\\n')]
+        [Document(name='a.txt', text='one\\r\\n', part=0)]
     """
-    found: dict[Path, tuple[str, str]] = {}
-    for path in paths:
-        for file in files_of(path):
-            name = file.name if file == Path(path) else file.relative_to(path).as_posix()
-            found[file.resolve()] = (name, str(file))
-    named = sorted(found.values())
+    report = _Report(problem)
+    named = _named(paths, report)
     if not named:
-        raise ValueError("the corpus is empty: no files were named")
-    return _stream(named)
-
-
-def _stream(named: list[tuple[str, str]]) -> Iterator[Document]:
-    from datasets import IterableDataset  # imported late: it takes a second
-
-    empty = True
-    for row in IterableDataset.from_generator(_rows, gen_kwargs={"named": named}):
-        empty = False
-        yield Document(row["name"], row["text"])
-    if empty:
-        raise ValueError(f"the corpus is empty: only white space in {', '.join(file for _, file in named[:3])}")
-
-
-def _rows(named: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
-    for name, file in named:
-        if file.lower().endswith(".jsonl"):
-            for number, line in _lines(file):
-                text = _parse(line, _Text, file, number).text
-                _check_unicode(text, file, number)
-                if text.strip():
-                    yield {"name": f"{name}:{number}", "text": text}
-        else:
-            text = _decode(Path(file).read_bytes(), file)
-            if text.strip():
-                yield {"name": name, "text": text}
+        raise ValueError("the corpus is empty: no files were named, or none could be read")
+    return _stream(named, column, report)
 
 
 def rows(path: Path | str, problem: Problem | None = None, *, skip: int = 0) -> Iterator[dict[str, Any]]:
-    """Whole records of JSONL, such as chat data."""
-    found = (
-        msgspec.json.decode(line, type=dict[str, Any]) for file in files_of(path) for _, line in _lines(str(file))
-    )
-    return islice(found, skip, None)
+    """Whole records of JSONL and parquet, such as chat data, without the first `skip` that can be read.
+
+    Raises:
+        FileNotFoundError: the path leads nowhere; at once.
+        ValueError: a file of another kind; without `problem`, whatever cannot be read.
+    """
+    report = _Report(problem)
+    files = folders.files_of(Path(path), report.fail)
+    for file in files:
+        _records_only(file)
+    return islice((row for file in files for _, row in records(str(file), dict[str, Any], report.fail)), skip, None)
 
 
-class _Text(msgspec.Struct):
-    text: str
+def _named(paths: Iterable[Path | str], report: _Report) -> list[tuple[str, str]]:
+    """The names and paths of the files, sorted, each file once."""
+    found: dict[Path, tuple[str, Path]] = {}
+    for path in map(Path, paths):
+        for file in folders.files_of(path, report.fail):
+            found[file.resolve()] = (file.name if file == path else file.relative_to(path).as_posix(), file)
+    named = [(shown(name), file) for name, file in found.values()]
+    for longer in (lambda file: shown(file), lambda file: shown(file.resolve())):
+        count = Counter(name for name, _ in named)
+        for name in sorted(name for name in count if count[name] > 1):
+            report.note(f"{count[name]} files are called {name}; each goes by its whole path instead")
+        named = [(longer(file) if count[name] > 1 else name, file) for name, file in named]
+    return sorted((name, str(file)) for name, file in named)
+
+
+def _stream(named: list[tuple[str, str]], column: str, report: _Report) -> Iterator[Document]:
+    empty = True
+    for name, file in named:
+        before, nothing = report.count, True
+        text = (formats.kind(file) or ("", ""))[0] == "text"
+        for document in _text(name, file, report.fail) if text else _fields(name, file, column, report.fail):
+            nothing = False
+            yield document
+        if nothing and report.count == before:
+            report.note(f"{shown(file)}: no text in it; passed over")
+        empty &= nothing
+    if empty:
+        raise ValueError(
+            f"the corpus is empty: only white space in {', '.join(shown(file) for _, file in named[:3])}"
+            + (f", and {report.count} things that could not be read" if report.count else "")
+        )
+
+
+def _text(name: str, file: str, fail: Fail) -> Iterator[Document]:
+    parts = formats.pieces(formats.text(file, fail))
+    first = next(parts, "")
+    if _blank(first) and all(map(_blank, formats.text(file, lambda line: None))):  # looks on where a megabyte is blank
+        for _ in parts:
+            pass  # but the end may be broken, and is to be told
+        return
+    for part, piece in enumerate(chain([first], parts)):
+        yield Document(name, piece, part)
+
+
+def _fields(name: str, file: str, column: str, fail: Fail) -> Iterator[Document]:
+    kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
+    for number, row in records(file, kind, fail, column):
+        text = row.text
+        if _blank(text):
+            continue
+        if len(text) <= PIECE:
+            yield Document(f"{name}:{number}", text)
+        else:
+            for part, piece in enumerate(formats.pieces([text])):
+                yield Document(f"{name}:{number}", piece, part)
+
+
+def _blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def _records_only(file: Path) -> None:
+    if (formats.kind(str(file)) or ("", ""))[0] == "text":
+        raise ValueError(f"{file} is not JSONL or parquet; conversations, pairs and records are read from these")
 
 
 def read_chat(paths: Iterable[Path | str], check: Check | None = None) -> Iterator[Conversation]:
@@ -216,48 +265,13 @@ def _checked(check: Check | None, messages: Sequence[Message], place: str) -> No
 
 
 def _typed(paths: Iterable[Path | str], kind: type[T]) -> Iterator[tuple[str, T]]:
-    """Every line of JSONL files as `kind`, with its file and line for messages."""
+    """Every record of JSONL or parquet files as `kind`, with its file and line for messages."""
     files = [file for path in paths for file in files_of(path)]
     empty = True
     for file in files:
-        if file.suffix.lower() != ".jsonl":
-            raise ValueError(f"{file} is not JSONL; conversations and pairs are read from .jsonl files")
-        for number, line in _lines(str(file)):
+        _records_only(file)
+        for number, row in records(str(file), kind, _Report(None).fail):
             empty = False
-            yield f"{file}, line {number}", _parse(line, kind, str(file), number)
+            yield f"{shown(file)}, line {number}", row
     if empty:
-        raise ValueError(f"no data: {', '.join(map(str, files[:3])) or 'no files named'} holds no lines")
-
-
-def _lines(file: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that hold anything, numbered from 1; only a line feed ends a line, as JSONL says."""
-    with open(file, "rb") as handle:
-        for number, line in enumerate(handle, 1):
-            if line.strip():
-                yield number, line
-
-
-def _parse(line: bytes, kind: type[T], file: str, number: int) -> T:
-    try:
-        return msgspec.json.decode(line, type=kind)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}, line {number}: byte {error.start} of the line is not UTF-8") from None
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{file}, line {number}: {error}") from None
-
-
-def _check_unicode(text: str, file: str, number: int) -> None:
-    """JSON can spell half a surrogate pair, which is no text that anything can encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{file}, line {number}: half a surrogate pair at character {error.start}") from None
-
-
-def _decode(data: bytes, file: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; convert the file, say with iconv"
-        ) from None
+        raise ValueError(f"no data: {', '.join(map(shown, files[:3])) or 'no files named'} holds no lines")

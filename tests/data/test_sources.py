@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, data: bytes, me
 def test_missing_and_empty_are_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file or folder at .*nowhere"):
         sources.read([tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match=r"the corpus is empty: no \.txt, \.md, \.jsonl files below"):
+    with pytest.raises(ValueError, match=r"the corpus is empty: no \.txt, \.md, \.jsonl, \.parquet files below"):
         sources.read([tmp_path])
     with pytest.raises(ValueError, match="no files were named"):
         sources.read([])
