@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from slm_fn.text import tokenizer
-from slm_fn.text.tokenizer import Utf8
+from slm_fn.text import utf8
+from slm_fn.text.utf8 import Utf8
 
 Finish = Literal["stop", "length"]
 
@@ -43,13 +43,13 @@ def push(stops: Sequence[str], state: Text, data: bytes) -> tuple[Text, str]:
         >>> push(["END"], state, b"ND two")
         (Text(utf8=Utf8(pending=b''), held='', stopped=True), '')
     """
-    utf8, new = tokenizer.push(state.utf8, data)
-    return _take(stops, state._replace(utf8=utf8), new)
+    decoder, new = utf8.push(state.utf8, data)
+    return _take(stops, state._replace(utf8=decoder), new)
 
 
 def flush(stops: Sequence[str], state: Text) -> str:
     """What is left at the end of the tokens: held text after all, and U+FFFD for an unfinished character."""
-    rest, text = _take(stops, state, tokenizer.flush(state.utf8))
+    rest, text = _take(stops, state, utf8.flush(state.utf8))
     return text + rest.held
 
 

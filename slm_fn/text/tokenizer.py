@@ -1,47 +1,34 @@
-"""One front for every tokenizer: text to ids and back, the bytes of a token, UTF-8 streams that split no character.
+"""One front for every tokenizer: text to ids and back, the bytes of a token, control tokens, fingerprint.
 
-Invariant: text never becomes a control token, whatever it spells and however the tokenizer got here: fresh, loaded from
-JSON, or unpickled in a spawned worker. `decode(encode(text)) == text` for all Unicode text.
+Invariant: text never becomes a control token unless the caller allows that one, however the tokenizer got here: fresh,
+loaded from JSON, or unpickled in a spawned worker. `decode(encode(text)) == text` for all Unicode text, save for
+characters outside the alphabet of a character tokenizer.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import tokenizers
 
 from slm_fn.core import files
-from slm_fn.text import engine
-from slm_fn.text.engine import Engine
+from slm_fn.text import engine, spelling
+from slm_fn.text.engine import Engine, Flat
 
-
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that byte-level BPE writes for a byte: itself where visible, else one from U+0100 on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [b for b in range(256) if b not in visible]
-    return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
-
-
-BYTE_OF = _byte_alphabet()
-
-
-class Flat(NamedTuple):
-    """Many texts' ids end to end: text i is `ids[offsets[i]:offsets[i + 1]]`; ids are uint32."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
+AllowedSpecial = Literal["none", "all", "raise"] | Collection[str]
 
 
 class Tokenizer:
-    """A byte-level tokenizer read from Hugging Face's `tokenizer.json`; immutable, picklable, compared by fingerprint.
+    """A tokenizer read from Hugging Face's `tokenizer.json`; immutable, picklable, compared by fingerprint.
+
+    `kind` is one of the four of `spelling`, `pattern` the expression that splits text (None for characters).
 
     Example:
         >>> from slm_fn.text import bpe
@@ -56,13 +43,9 @@ class Tokenizer:
         try:
             fields = json.loads(text)
             hf = tokenizers.Tokenizer.from_str(text)
+            self.kind = spelling.kind_of(fields)
         except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"{name} is not a tokenizer.json: {error}") from None
-        decoder = (fields.get("decoder") or {}).get("type")
-        if decoder != "ByteLevel":
-            raise ValueError(
-                f"{name} is not byte-level (its decoder is {decoder}); only byte-level tokenizers are read"
-            )
+            raise ValueError(f"{name} is not a tokenizer.json that can be used: {error}") from None
         # Survives neither JSON nor pickle in the library, and every road into this class passes here.
         hf.encode_special_tokens = True
         hf.no_truncation()
@@ -70,6 +53,7 @@ class Tokenizer:
         added = hf.get_added_tokens_decoder()
         self._hf = hf
         self._added = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
+        self._added |= {i: "\ufffd".encode() for i, token in added.items() if token.content == spelling.UNKNOWN}
         self._specials = {token.content: i for i, token in sorted(added.items()) if token.special}
 
     @classmethod
@@ -77,7 +61,7 @@ class Tokenizer:
         """Read the text of a `tokenizer.json`.
 
         Raises:
-            ValueError: it is no tokenizer, or not a byte-level one.
+            ValueError: it is no tokenizer, or none of the four kinds.
         """
         return cls(text)
 
@@ -87,7 +71,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no tokenizer, or not a byte-level one.
+            ValueError: the file is no tokenizer, or none of the four kinds.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -145,13 +129,78 @@ class Tokenizer:
             have = ", ".join(self._specials) or "none"
             raise ValueError(f"the tokenizer has no control token {name} (it has: {have})") from None
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. What looks like a control token in it is encoded as the characters it is made of.
+    @cached_property
+    def pattern(self) -> str | None:
+        """The regular expression that splits text into chunks, as its JSON says it."""
+        step = json.loads(self._hf.to_str())["pre_tokenizer"] or {}
+        found = [
+            part["pattern"].get("Regex")
+            for part in step.get("pretokenizers", [step])
+            if part.get("type") == "Split" and self.kind != "char"
+        ]
+        return next((expression for expression in reversed(found) if expression), None)
+
+    @cached_property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The merges in their order, as bytes; none for unigram and characters."""
+        model = json.loads(self._hf.to_str())["model"]
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", ()))
+        return [(spelling.spell(self.kind, left), spelling.spell(self.kind, right)) for left, right in pairs]
+
+    def encode(self, text: str, allowed_special: AllowedSpecial = "none") -> list[int]:
+        """The ids of a text.
+
+        Args:
+            allowed_special: which control tokens the text may spell. `none`: what looks like one is encoded as the
+                characters it is made of; `all`: it is that token; `raise`: it is an error; or a collection of those
+                that are allowed, the others being text. Never allow any in what a user or a document says.
 
         Raises:
-            ValueError: the text holds half a surrogate pair, which no UTF-8 can carry.
+            ValueError: the text holds half a surrogate pair, which no UTF-8 can carry; or it spells a control token
+                under `raise`; or an allowed one is not known.
+
+        Example:
+            >>> from slm_fn.text import bpe
+            >>> tokenizer = bpe.train(["a"], 262)
+            >>> tokenizer.encode("a<|end|>", allowed_special={"<|end|>"})
+            [103, 5]
         """
-        return self.encode_batch([text])[0]
+        everyone = allowed_special in ("all", "raise")
+        names = self._specials if everyone else () if allowed_special == "none" else frozenset(allowed_special)
+        if not names:
+            return self.encode_batch([text])[0]
+        # The longest first, since one control token may begin another; split puts what it found at odd places.
+        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        parts = re.split(f"({pattern})", text)
+        if allowed_special == "raise" and len(parts) > 1:
+            raise ValueError(f"the text spells the control token {parts[1]} at character {len(parts[0])}")
+        rows = self.encode_batch(parts[::2])
+        rows[1:] = [[self.special(name), *row] for name, row in zip(parts[1::2], rows[1:], strict=True)]
+        return list(itertools.chain.from_iterable(rows))
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of any bytes: stretches of UTF-8 as text, every other byte as its own token.
+
+        Raises:
+            ValueError: a character tokenizer has no tokens for bytes that are no UTF-8.
+
+        Example:
+            >>> from slm_fn.text import bpe
+            >>> tokenizer = bpe.train(["a"], 262)
+            >>> tokenizer.decode_bytes(tokenizer.encode_bytes(b"a\\xff\\xc3"))
+            b'a\\xff\\xc3'
+        """
+        pieces, out = spelling.byte_pieces(self.kind), []
+        for part in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
+            if part and "\udc80" <= part[0] <= "\udcff":
+                if not pieces:
+                    raise ValueError(
+                        f"byte 0x{ord(part) - 0xDC00:02x} is no UTF-8, and this tokenizer has only characters"
+                    )
+                out.append(self._hf.token_to_id(pieces[ord(part) - 0xDC00]))
+            elif part:
+                out += self.encode(part)
+        return out
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores.
@@ -173,20 +222,14 @@ class Tokenizer:
             >>> from slm_fn.text import bpe
             >>> flat = bpe.train(["hello hello"], 262).encode_flat(["he", "", "l"])
             >>> flat.ids.tolist(), flat.offsets.tolist()
-            ([77, 74, 81], [0, 2, 2, 3])
+            ([110, 107, 114], [0, 2, 2, 3])
         """
-        data = [text.encode() for text in texts]
-        if self.engine.backend is not None:
-            rows = self.engine.backend.encode_batch(data).layout
-            return Flat(np.asarray(rows.content.data), np.asarray(rows.offsets.data))
-        ids = self.encode_batch(texts)
-        offsets = np.cumsum([0, *map(len, ids)])
-        return Flat(np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(offsets[-1])), offsets)
+        return self.engine.encode([text.encode() for text in texts])
 
     @cached_property
     def engine(self) -> Engine:
         """What `encode_flat` encodes with, and why."""
-        return engine.choose(self._hf)
+        return engine.choose(self._hf, self.kind)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; none for a control token.
@@ -202,10 +245,12 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         vocabulary = self._hf.get_vocab(with_added_tokens=False)
-        return {i: bytes(map(BYTE_OF.__getitem__, text)) for text, i in vocabulary.items()} | self._added
+        return {
+            i: spelling.spell(self.kind, piece) for piece, i in vocabulary.items() if i not in self._added
+        } | self._added
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, control tokens left out; bytes that are no UTF-8 become U+FFFD.
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids, control tokens left out.
 
         Raises:
             ValueError: no token has one of these ids.
@@ -213,31 +258,12 @@ class Tokenizer:
         ids = [int(token) for token in ids]
         if not self._bytes.keys() >= set(ids):
             self.token_bytes(next(token for token in ids if token not in self._bytes))
-        return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
+        return b"".join(map(self._bytes.__getitem__, ids))
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, control tokens left out; bytes that are no UTF-8 become U+FFFD.
 
-class Utf8(NamedTuple):
-    """A stream of bytes turned into text: what is held back is the beginning of a character whose end has not come."""
-
-    pending: bytes = b""
-
-
-def push(state: Utf8, data: bytes) -> tuple[Utf8, str]:
-    """Take more bytes; return the whole characters that are complete now.
-
-    All the pushed texts and the flushed one, joined, are what decoding all the bytes at once gives.
-
-    Example:
-        >>> state, text = push(Utf8(), "é".encode()[:1])
-        >>> text, push(state, "é".encode()[1:])[1]
-        ('', 'é')
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.setstate((state.pending, 0))
-    text = decoder.decode(data)
-    return Utf8(decoder.getstate()[0]), text
-
-
-def flush(state: Utf8) -> str:
-    """What the end of the stream makes of the bytes held back: U+FFFD, or nothing."""
-    return state.pending.decode("utf-8", "replace")
+        Raises:
+            ValueError: no token has one of these ids.
+        """
+        return self.decode_bytes(ids).decode("utf-8", "replace")

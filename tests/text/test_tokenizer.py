@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_fn.text import bpe
-from slm_fn.text.tokenizer import BYTE_OF, Tokenizer, Utf8, flush, push
+from slm_fn.text.spelling import BYTE_OF
+from slm_fn.text.tokenizer import Tokenizer
+from slm_fn.text.utf8 import Utf8, flush, push
 
 TRAINED = bpe.train(["to be or not to be <|end|> é 日本 😀 \r\n\r\n  x"] * 5, 330)
 """Not a fixture: hypothesis draws many texts for one."""
@@ -127,7 +129,7 @@ def test_a_stream_of_valid_bytes_emits_whole_characters_as_soon_as_they_are_ther
         ("", "not a tokenizer.json"),
         ("[]", "not a tokenizer.json"),
         ('{"version": "1.0"}', "not a tokenizer.json"),
-        (tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).to_str(), "not byte-level"),
+        (tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).to_str(), "none of the kinds"),
     ],
 )
 def test_what_is_no_tokenizer_is_one_line_that_names_the_file(text: str, message: str, tmp_path: Path) -> None:
