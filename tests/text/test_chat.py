@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_fn.text import bpe
-from slm_fn.text.chat import ChatTemplate, Message, render
+from slm_fn.text.chat import ChatTemplate, Message, render, render_batch
 from slm_fn.text.tokenizer import Tokenizer
 
 TOKENIZER = bpe.train(["hello there, how are you?"] * 3, 300)
@@ -46,6 +46,18 @@ def test_every_assistant_turn_has_one_supervised_end_and_nothing_else_is_supervi
     assert TOKENIZER.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "".join(said)
     controls = sum(i in TOKENIZER.specials.values() for i in ids)
     assert controls == 1 + 2 * len(messages), "what a user typed became a control token"
+
+
+@settings(max_examples=200, deadline=None)
+@given(batch=st.lists(conversations() | conversations(answered=False), max_size=4))
+def test_many_rendered_together_are_each_rendered_alone(batch: list[list[Message]]) -> None:
+    together = render_batch(ChatTemplate(), TOKENIZER, batch)
+    assert together == [render(ChatTemplate(), TOKENIZER, messages) for messages in batch]
+
+
+def test_one_bad_conversation_of_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="message 0 is of role assistant"):
+        render_batch(ChatTemplate(), TOKENIZER, [[U, A], [A]])
 
 
 def test_the_layout(tokenizer: Tokenizer) -> None:
