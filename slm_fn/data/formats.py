@@ -136,20 +136,20 @@ def text(file: str, fail: Fail) -> Iterator[str]:
 
 
 _LINE_END = re.compile(r"(?s:.*)\S\n(?=\S)")
-_WORD_END = re.compile(r"(?s:.*)(?:\S(?=[ \t\u3000])|[^\W_](?=\n))")
+_WORD_END = re.compile(r"(?s:.*)(?:\S(?=[ \t\u3000])|[^\W_](?=[\n。，、！？；]))")
 
 
 def pieces(texts: Iterable[str], limit: int = PIECE) -> Iterator[str]:
     """The characters of `texts` in pieces of at most `limit`, cut where no token crosses.
 
-    That is just after a newline between two characters that are not white space, the last one within the limit; else
-    before white space, where a word ends; else, where `limit` characters hold neither, anywhere. The split patterns
-    gpt2, cl100k, llama3 and qwen2 give the same parts on both sides of the first two. (After one of several newlines
-    they do not: gpt2 puts the last into a part of its own, and at the end of a text does not.)
+    That is just after a newline between two characters that are not white space, if the last sixteenth of the piece has
+    one; else the last end of a word, before white space or a full-width stop; else, in a piece without either,
+    anywhere. The split patterns gpt2, cl100k, llama3 and qwen2 give the same parts on both sides of the first two.
+    (After one of several newlines they do not: gpt2 puts the last into a part of its own, but not at a text's end.)
 
     Example:
         >>> list(pieces(["one\\ntwo thr", "ee four"], limit=7))
-        ['one\\n', 'two', ' three', ' four']
+        ['one\\ntwo', ' three', ' four']
     """
     held = ""
     for block in texts:
@@ -157,7 +157,11 @@ def pieces(texts: Iterable[str], limit: int = PIECE) -> Iterator[str]:
         start = 0
         while len(held) - start > limit:
             end = start + limit + 1  # the character behind the piece decides too
-            found = _LINE_END.match(held, start, end) or _WORD_END.match(held, start, end)
+            found = (
+                _LINE_END.match(held, max(start, end - limit // 16), end)
+                or _WORD_END.match(held, start, end)
+                or _LINE_END.match(held, start, end)
+            )
             end = found.end() if found else start + limit
             yield held[start:end]
             start = end

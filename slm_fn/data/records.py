@@ -5,8 +5,9 @@ Invariant: a record that is not of its type is told with file and number, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
+import codecs
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,26 +17,60 @@ from slm_fn.data.formats import Fail, shown
 T = TypeVar("T")
 
 
-def records(file: str, kind: type[T], fail: Fail, column: str | None = None) -> Iterator[tuple[int, T]]:
-    """The lines of JSONL or the rows of parquet (of one column, if only that is wanted), each as `kind`."""
-    if (formats.kind(file) or ("", ""))[0] == "jsonl":
-        decode = msgspec.json.Decoder(kind).decode
-        for number, line in formats.lines(file, fail):
-            try:
-                row = decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-                if b"\\u" in line:  # JSON can spell half a surrogate pair, which is no text that anything can encode
-                    msgspec.json.encode(row)
-            except _UNREADABLE as error:
-                fail(f"{shown(file)}, line {number}: {_why(error)}")
-            else:
-                yield number, row
-        return
+def records(file: str, kind: type[T], fail: Fail) -> Iterator[tuple[int, T]]:
+    """The lines of JSONL or the rows of parquet, each as `kind`."""
+    decoder = msgspec.json.Decoder(kind)
+
+    def decode(line: bytes) -> T:
+        row = decoder.decode(line)
+        if b"\\ud" in line or b"\\uD" in line:
+            msgspec.json.encode(row)  # JSON can spell half a surrogate pair, which is no text that anything can encode
+        return row
+
+    if _is_jsonl(file):
+        yield from _lines(file, decode, fail)
+    else:
+        yield from _rows(file, None, kind, fail)
+
+
+def texts(file: str, column: str, fail: Fail) -> Iterator[tuple[int, str]]:
+    """The text in one field of each line of JSONL, or in one column of parquet."""
+    kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
+    decoder = msgspec.json.Decoder(kind)
+
+    def decode(line: bytes) -> str:
+        text: str = decoder.decode(line).text
+        if not text.isascii():
+            text.encode()  # cheaper than to look for the escape in the line
+        return text
+
+    if _is_jsonl(file):
+        yield from _lines(file, decode, fail)
+    else:
+        yield from _rows(file, column, str, fail)
+
+
+def _is_jsonl(file: str) -> bool:
+    return (formats.kind(file) or ("", ""))[0] == "jsonl"
+
+
+def _lines(file: str, decode: Callable[[bytes], T], fail: Fail) -> Iterator[tuple[int, T]]:
+    for number, line in formats.lines(file, fail):
+        try:
+            row = decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+        except _UNREADABLE as error:
+            fail(f"{shown(file)}, line {number}: {_why(error)}")
+        else:
+            yield number, row
+
+
+def _rows(file: str, column: str | None, kind: type[T], fail: Fail) -> Iterator[tuple[int, T]]:
     for first, values in formats.batches(file, column, fail):
         for number, value in enumerate(values, first):
             try:
                 if isinstance(value, UnicodeDecodeError):
                     raise value
-                row = msgspec.convert(value if column is None else {column: value}, kind)
+                row = msgspec.convert(value, kind)
             except _UNREADABLE as error:
                 fail(f"{shown(file)}, row {number}: {_why(error)}")
             else:

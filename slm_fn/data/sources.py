@@ -19,7 +19,7 @@ import msgspec
 
 from slm_fn.data import folders, formats
 from slm_fn.data.formats import PIECE, Fail, shown
-from slm_fn.data.records import records
+from slm_fn.data.records import records, texts
 
 T = TypeVar("T")
 
@@ -154,14 +154,16 @@ def _named(paths: Iterable[Path | str], report: _Report) -> list[tuple[str, str]
 def _stream(named: list[tuple[str, str]], column: str, report: _Report) -> Iterator[Document]:
     empty = True
     for name, file in named:
-        before, nothing = report.count, True
+        before = report.count
         text = (formats.kind(file) or ("", ""))[0] == "text"
-        for document in _text(name, file, report.fail) if text else _fields(name, file, column, report.fail):
-            nothing = False
-            yield document
-        if nothing and report.count == before:
+        documents = _text(name, file, report.fail) if text else _fields(name, file, column, report.fail)
+        first = next(documents, None)
+        if first is not None:
+            empty = False
+            yield first
+            yield from documents
+        elif report.count == before:
             report.note(f"{shown(file)}: no text in it; passed over")
-        empty &= nothing
     if empty:
         raise ValueError(
             f"the corpus is empty: only white space in {', '.join(shown(file) for _, file in named[:3])}"
@@ -181,9 +183,7 @@ def _text(name: str, file: str, fail: Fail) -> Iterator[Document]:
 
 
 def _fields(name: str, file: str, column: str, fail: Fail) -> Iterator[Document]:
-    kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
-    for number, row in records(file, kind, fail, column):
-        text = row.text
+    for number, text in texts(file, column, fail):
         if _blank(text):
             continue
         if len(text) <= PIECE:
