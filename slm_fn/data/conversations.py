@@ -19,7 +19,7 @@ import yaml
 
 from slm_fn.core import files, random
 from slm_fn.core.random import Key
-from slm_fn.data.pack import held_out
+from slm_fn.data.holdout import held_out
 from slm_fn.data.plays import folder_of
 from slm_fn.data.sources import Conversation, Message, Preference
 

@@ -1,39 +1,52 @@
-"""Documents to ids in their order, encoded in this process or in spawned ones, a bounded part at a time.
+"""Documents to ids in their order, read ahead by a thread, encoded in this process or in spawned ones, a part at a time.
 
-Invariant: the number of workers changes the speed alone.
+Invariant: the number of workers and the size of the batches change the speed alone.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from slm_fn.data.sources import Document
 
-BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 512
-"""What is encoded at a time: memory stays bounded, and a worker has enough to do."""
+T = TypeVar("T")
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 22, 1 << 14
+"""What is encoded at a time: memory stays bounded, and all cores have enough to do."""
 
-EncodeBatch = Callable[[Sequence[str]], list[list[int]]]
+Flat = tuple[np.ndarray, np.ndarray]
+"""(ids, offsets): text i is `ids[offsets[i]:offsets[i + 1]]`."""
+EncodeFlat = Callable[[Sequence[str]], Flat]
+
+
+class Batch(NamedTuple):
+    """Documents and their ids, end to end."""
+
+    documents: list[Document]
+    ids: np.ndarray
+    offsets: np.ndarray
 
 
 class Encode(NamedTuple):
-    """Documents' texts to arrays of ids, start token first; what is sent to a worker."""
+    """Texts to flat ids as they stand on the disk; what is sent to a worker."""
 
-    encode_batch: EncodeBatch
-    eos: int
+    encode_flat: EncodeFlat
     vocab_size: int
+    dtype: str
 
-    def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        rows = [np.array([self.eos, *ids], dtype=np.uint32) for ids in self.encode_batch(texts)]
-        largest = max(int(row.max()) for row in rows)
+    def __call__(self, texts: Sequence[str]) -> Flat:
+        ids, offsets = self.encode_flat(texts)
+        largest = int(ids.max()) if len(ids) else 0
         if largest >= self.vocab_size:
             raise ValueError(f"the tokenizer gave id {largest}, outside its vocabulary of {self.vocab_size}")
-        return rows
+        return ids.astype(self.dtype), offsets
 
 
 _encode: Encode
@@ -45,32 +58,41 @@ def _start_worker(encode: Encode) -> None:
     _encode = encode
 
 
-def _work(texts: list[str]) -> list[np.ndarray]:
+def _work(texts: list[str]) -> Flat:
     return _encode(texts)
 
 
-def encoded(documents: Iterable[Document], encode: Encode, workers: int) -> Iterator[tuple[Document, np.ndarray]]:
-    """Every document with its ids, in order; at most two batches per worker are in memory."""
-    if workers == 0:
-        for batch in _batches(documents):
-            yield from zip(batch, encode([document.text for document in batch]), strict=True)
-        return
+def encoded(documents: Iterable[Document], encode: Encode, workers: int) -> Generator[Batch, None, None]:
+    """Batches of documents with their ids, in order; at most two batches per worker, and three more, are in memory."""
+    with_thread = read_ahead(batches(documents))
+    try:
+        if workers == 0:
+            for batch in with_thread:
+                yield Batch(batch, *encode([document.text for document in batch]))
+        else:
+            yield from _by_workers(with_thread, encode, workers)
+    finally:
+        with_thread.close()
+
+
+def _by_workers(source: Iterable[list[Document]], encode: Encode, workers: int) -> Iterator[Batch]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(encode,))
     under_way: deque[tuple[list[Document], Future[Any]]] = deque()
     try:
-        for batch in _batches(documents):
+        for batch in source:
             under_way.append((batch, pool.submit(_work, [document.text for document in batch])))
             if len(under_way) >= 2 * workers:
                 done, future = under_way.popleft()
-                yield from zip(done, future.result(), strict=True)
+                yield Batch(done, *future.result())
         for done, future in under_way:
-            yield from zip(done, future.result(), strict=True)
+            yield Batch(done, *future.result())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents by the batch: up to so many characters or documents."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
@@ -81,3 +103,49 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def read_ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """The items, the next `depth` of them fetched by a thread while one is used.
+
+    An error in `items` arrives at its place. Closing the generator ends the thread at its next item.
+
+    Example:
+        >>> list(read_ahead(range(3)))
+        [0, 1, 2]
+    """
+    fetched: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> None:
+        while not stopped.is_set():
+            try:
+                fetched.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stopped.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:  # raised again where the item would have come
+            put((False, error))
+
+    thread = threading.Thread(target=fetch, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = fetched.get()
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
+                return
+    finally:
+        stopped.set()
+        thread.join(1.0)  # a source that hangs does not hold up an error or Ctrl+C

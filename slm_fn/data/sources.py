@@ -116,10 +116,10 @@ def read(paths: Iterable[Path | str], problem: Problem | None = None, *, column:
         [Document(name='a.txt', text='one\\r\\n', part=0)]
     """
     report = _Report(problem)
-    named = _named(paths, report)
-    if not named:
+    found = _named(paths, report)
+    if not found:
         raise ValueError("the corpus is empty: no files were named, or none could be read")
-    return _stream(named, column, report)
+    return _stream(found, column, report)
 
 
 def rows(path: Path | str, problem: Problem | None = None, *, skip: int = 0) -> Iterator[dict[str, Any]]:
@@ -134,6 +134,11 @@ def rows(path: Path | str, problem: Problem | None = None, *, skip: int = 0) -> 
     for file in files:
         _records_only(file)
     return islice((row for file in files for _, row in records(str(file), dict[str, Any], report.fail)), skip, None)
+
+
+def named(paths: Iterable[Path | str], problem: Problem | None = None) -> list[tuple[str, str]]:
+    """The names and paths of the files that `read` reads, in its order."""
+    return _named(paths, _Report(problem))
 
 
 def _named(paths: Iterable[Path | str], report: _Report) -> list[tuple[str, str]]:

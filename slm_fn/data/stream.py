@@ -21,7 +21,8 @@ import torch
 from slm_fn.core import random
 from slm_fn.core.random import Key
 from slm_fn.core.types import LMBatch
-from slm_fn.data.pack import Pack, take
+from slm_fn.data import shuffle
+from slm_fn.data.pack import Pack, rows
 
 T = TypeVar("T")
 
@@ -42,17 +43,39 @@ def places(
         >>> sorted(item for k in range(2) for _, item in places(0, k, batch_size=3, size=6))
         [0, 1, 2, 3, 4, 5]
     """
-    if size < 1 or batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+    first, rows = share(position, batch_size, rank, world_size)
+    return [(epoch, item) for epoch, items in visits(seed, first, rows, size) for item in items.tolist()]
+
+
+def share(position: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The first row of a rank's part of a batch, counted from the beginning of the run, and how many it has.
+
+    Raises:
+        ValueError: no rows, or rows that do not divide among the ranks.
+    """
+    if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
         raise ValueError(
-            f"cannot draw rank {rank} of {world_size}'s part of {batch_size} rows from {size} items: all must be "
-            "at least 1, and the rows must divide among the ranks"
+            f"cannot draw rank {rank} of {world_size}'s part of {batch_size} rows: there must be at least one, and "
+            "they must divide among the ranks"
         )
     rows = batch_size // world_size
-    first = position * batch_size + rank * rows
+    return position * batch_size + rank * rows, rows
+
+
+def visits(seed: Key, first: int, rows: int, size: int) -> list[tuple[int, np.ndarray]]:
+    """The items that `rows` rows from row `first` on visit, as (epoch, items) for each epoch they touch.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    if size < 1:
+        raise ValueError(f"cannot draw {rows} rows from {size} items: there must be at least one")
     out = []
-    for row in range(first, first + rows):
-        epoch, index = divmod(row, size)
-        out.append((epoch, random.permute(random.fold_in(seed, epoch), index, size)))
+    while rows > 0:
+        epoch, index = divmod(first, size)
+        here = min(rows, size - index)
+        out.append((epoch, shuffle.permute(random.fold_in(seed, epoch), np.arange(index, index + here), size)))
+        first, rows = first + here, rows - here
     return out
 
 
@@ -69,15 +92,26 @@ def lm_batch(
     Raises:
         ValueError: the split is shorter than one window, or the rows do not divide among the ranks.
     """
+    first, num_rows = share(position, batch_size, rank, world_size)
+    return as_batch(windows(pack, split, seed, first, num_rows))
+
+
+def windows(pack: Pack, split: str, seed: Key, first: int, num_rows: int) -> np.ndarray:
+    """(num_rows, seq_len + 1) ids, int64: the windows that rows from `first` on visit.
+
+    Raises:
+        ValueError: the split is shorter than one window.
+    """
     total, seq_len, size = pack.info.splits[split].tokens, pack.info.seq_len, num_windows(pack, split)
     if size == 0:
         raise ValueError(f"the {split} split of {pack.path} has {total} tokens, less than one window of {seq_len + 1}")
-    rows = [
-        take(pack, split, _offset(seed, epoch, total) + window * seq_len, seq_len + 1)
-        for epoch, window in places(seed, position, batch_size, size, rank, world_size)
-    ]
-    tokens = torch.from_numpy(np.stack(rows))
-    return LMBatch(tokens, torch.ones(len(rows), seq_len))
+    starts = [items * seq_len + _offset(seed, epoch, total) for epoch, items in visits(seed, first, num_rows, size)]
+    return rows(pack, split, np.concatenate(starts), seq_len + 1)
+
+
+def as_batch(tokens: np.ndarray) -> LMBatch:
+    """Rows of ids as a batch in which every target counts."""
+    return LMBatch(torch.from_numpy(tokens), torch.ones(len(tokens), tokens.shape[1] - 1))
 
 
 def _offset(seed: Key, epoch: int, total: int) -> int:

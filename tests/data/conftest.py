@@ -26,7 +26,7 @@ def make_pack(tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., packs.Pack]
     def make(name: str = "pack", **changes: Any) -> packs.Pack:
         settings: dict[str, Any] = {
             "documents": DOCUMENTS,
-            "encode_batch": tokenizer.encode_batch,
+            "encode_flat": tokenizer.encode_flat,
             "out": tmp_path / name,
             "eos": 0,
             "seq_len": 16,

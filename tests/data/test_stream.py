@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ def numbered(make_pack: MakePack) -> packs.Pack:
     """A pack whose ids are their own places, 0 to 1009, so that a window says where it was cut."""
     return make_pack(
         documents=[Document("one", "x")],
-        encode_batch=lambda texts: [list(range(1, TOTAL)) for _ in texts],
+        encode_flat=lambda texts: (np.arange(1, TOTAL, dtype=np.uint32), np.array([0, TOTAL - 1])),
         vocab_size=TOTAL,
         val_fraction=0.0,
         seq_len=SEQ_LEN,
