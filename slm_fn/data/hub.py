@@ -1,23 +1,155 @@
-"""Rows of data sets on the Hugging Face hub, streamed, retried and continued where a broken connection left them.
+"""Rows of data sets on the Hugging Face hub, streamed, and continued where a broken connection left them.
+
+Gated sets ask for a login: `HF_TOKEN` in the environment, or `hf auth login` once. `HF_HUB_OFFLINE=1` forbids the
+network. `datasets` does the reading, huggingface_hub's own retries come first; a set that changes on the hub while it
+is read is no longer one set, so `revision` can pin a commit.
 
 Invariant: a retry neither loses nor repeats a row, and no message ever holds a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
+
+MARK = 1000
+"""Rows between two marks; from the last one a broken stream is read again."""
+LONGEST = 60.0
+"""Seconds of the longest wait; it begins at one and doubles."""
+
+_TRANSIENT = {
+    "ConnectionError",
+    "TimeoutError",
+    "Timeout",
+    "TransportError",
+    "HTTPException",
+    "ClientError",
+    "SSLError",
+}
 
 
 def rows(
-    hub_id: str, config: str | None = None, split: str = "train", *, revision: str | None = None, skip: int = 0
+    hub_id: str,
+    config: str | None = None,
+    split: str = "train",
+    *,
+    revision: str | None = None,
+    skip: int = 0,
+    data_files: str | Sequence[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    retries: int = 5,
+    problem: Callable[[str], None] | None = None,
+    load: Callable[..., Any] | None = None,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
     """Whole records of one split, from row `skip` on.
 
+    Args:
+        data_files: some files of the set alone; with `json` or `parquet` in place of an id, files of this machine.
+        retries: how often in a row the network may fail without a single row between.
+        problem: is told of each failure and how long the wait is.
+        load: stands in for `datasets.load_dataset`.
+        wait: stands in for `time.sleep`.
+
     Raises:
         ValueError: the hub cannot be reached, has no such data set, or asks for a login; names it and what to do.
-    """
-    import datasets
 
-    stream = datasets.load_dataset(hub_id, config, split=split, revision=revision, streaming=True)
-    yield from (stream.skip(skip) if skip else stream)
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+        >>> _ = path.write_text('{"text": "one"}\\n{"text": "two"}\\n')
+        >>> list(rows("json", data_files=str(path), skip=1))
+        [{'text': 'two'}]
+    """
+    if data_files is None and os.path.exists(hub_id):
+        raise ValueError(f"{hub_id} is a path here too, and would be read in place of the hub's; give it as a path")
+    given, mark, state, failures = 0, 0, None, 0
+    while True:
+        try:
+            stream = _open(load, hub_id, config, split, revision=revision, data_files=data_files, cache_dir=cache_dir)
+            if skip:
+                stream = stream.skip(skip)
+            if state is not None:
+                stream.load_state_dict(state)
+            for row in islice(stream, given - mark, None):
+                yield row
+                given, failures = given + 1, 0
+                if given - mark == MARK:
+                    state, mark = stream.state_dict(), given
+            return
+        except Exception as error:
+            failures += 1
+            if not _transient(error) or failures > retries:
+                raise ValueError(_told(hub_id, error, failures)) from error
+            pause = min(LONGEST, 2.0 ** (failures - 1))
+            if problem is not None:
+                problem(f"{hub_id}: lost at row {skip + given} ({_line(error)}); trying again in {pause:.0f} s")
+        wait(pause)
+
+
+def _open(load: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    if load is None:
+        from datasets import load_dataset  # imported late: it takes a second
+
+        load = load_dataset
+    hub_id, config, split = args
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    return load(hub_id, config, split=split, streaming=True, **given)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it: `datasets` wraps what went wrong below."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        yield at
+        seen.append(at)
+        at = at.__cause__ or at.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The answer of the server, if there was one."""
+    found = (getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error))
+    return next((status for status in found if isinstance(status, int)), None)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    """By name: the libraries' network errors have no common class, and not all of them are installed."""
+    return {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+
+
+def _transient(error: Exception) -> bool:
+    status, kinds = _status(error), _kinds(error)
+    if "OfflineModeIsEnabled" in kinds:
+        return False
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return bool(kinds & _TRANSIENT)
+
+
+def _told(hub_id: str, error: Exception, failures: int) -> str:
+    """One line: which data set, what happened, what to do."""
+    status, kinds, line = _status(error), _kinds(error), _line(error)
+    login = "set HF_TOKEN or run `hf auth login`"
+    if "OfflineModeIsEnabled" in kinds:
+        todo = "offline mode is on; unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or give local files as a path"
+    elif "GatedRepoError" in kinds or "gated" in line:
+        todo = f"accept its terms at huggingface.co/datasets/{hub_id}, then {login}"
+    elif status in (401, 403) or kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        todo = f"check the name; if it is private or gated, {login}"
+    elif _transient(error):
+        todo = f"gave up after {failures} attempts; check the network and run it again, or give local files as a path"
+    else:
+        todo = "check config, split and revision at its page on the hub"
+    return f"{hub_id}: {line}; {todo}"
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says, without a token that may stand in it."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r"hf_\w{6,}|(?i:bearer )\S+", "***", text.replace(os.environ.get("HF_TOKEN") or "\0", "***"))[:400]
