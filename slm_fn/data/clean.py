@@ -69,13 +69,21 @@ _REPETITION: tuple[Spec, ...] = (
     *({"top_ngram": {"n": n}} for n in repetition.TOP),
     *({"duplicate_ngrams": {"n": n}} for n in repetition.DUPLICATE),
 )
-_PAGES: tuple[Spec, ...] = ("citations", "javascript_lines", "line_phrases", "lorem_ipsum", "curly_braces")
+_C4: tuple[Spec, ...] = (
+    "citations",
+    "line_words",
+    "javascript_lines",
+    "line_phrases",
+    "lorem_ipsum",
+    "curly_braces",
+    "sentences",
+)
 
 PRESETS: dict[str, tuple[Spec, ...]] = {
     "gopher": (*_QUALITY, *_REPETITION),
-    "c4": ("citations", "terminal_lines", "line_words", *_PAGES[1:], "sentences"),
+    "c4": ("terminal_lines", *_C4),
     "web": (
-        *_PAGES,
+        *_C4,
         *_QUALITY,
         "line_endings",
         "short_lines",
@@ -83,8 +91,8 @@ PRESETS: dict[str, tuple[Spec, ...]] = {
         *(spec for spec in _REPETITION if spec != "duplicate_line_characters"),
     ),
 }
-"""Lists of rules by their papers' names. `web` is FineWeb's: Gopher's, C4's without its ends of lines and its counts of
-words and sentences, and its own."""
+"""Rules by where they are from. `web` is FineWeb's choice: C4's but for the ends of lines, Gopher's, and its own three.
+C4's bad words are left to `banned_words`, its repeated three-sentence spans to the removal of duplicates."""
 
 
 class Cleaned(NamedTuple):

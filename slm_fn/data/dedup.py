@@ -22,7 +22,7 @@ from slm_fn.data.minhash import BASE, DIGEST, SHINGLE, DedupConfig, Sketch, layo
 VERSION = 1
 """Of the signatures: those of another version are never compared with these."""
 FIRST_SLOTS = 1024
-LONGEST_CHAIN = 1024
+LONGEST_CHAIN = 256
 """So many documents per band are compared, the newest first: boilerplate of a million pages must not take a day."""
 CHUNK = 4096
 
@@ -31,7 +31,7 @@ class Index:
     """What was kept so far. One owner adds to it; `save` and `load` carry it over to another process.
 
     Memory per kept document: `num_perm` bytes of signature, 16 of digest, and for each of `bands` + 1 chains 4 bytes
-    and another 4 to 8: by default 320 to 408 bytes, twice that for a moment while the chains double.
+    and another 4 to 8: by default 320 to 408 bytes, a quarter more while the chains double.
 
     Example:
         >>> index = Index(DedupConfig(threshold=0.7))
@@ -123,6 +123,7 @@ class Index:
 
     def _chain(self, slots: int) -> None:
         """Chains anew for all documents: in each slot the newest first, every entry pointing to the one before it."""
+        self._heads = self._next = np.zeros((0, slots), np.uint32)  # the old ones' memory, before there are new ones
         self._heads = np.zeros((self.bands + 1, slots), np.uint32)
         self._next = np.zeros((slots, self.bands + 1), np.uint32)
         if not self.count:

@@ -9,7 +9,10 @@ Eight bits of each minimum are kept (Li and Koenig, arXiv 0910.3349); chance agr
 probability 1 - (1 - J^rows)^bands (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3). `layout`
 takes the most rows, hence the fewest false candidates, that meet a pair right at the threshold with probability 0.99.
 
-Written in numpy: TODO
+Numpy rather than rensa 0.5 (Rust), measured on one core with 5-word shingles of English documentation: as fast from
+text to signature (20 to 25 MB/s beside 18, since Python has to cut rensa's shingles), as exact (rms error 0.035 beside
+0.027 and 0.035 of its two kinds, where sqrt(J (1 - J) / 128) tells 0.035), and its index can be reloaded only by
+unpickling, its signatures only by the same version: 0.5 cannot compare with 0.4. Here both are arrays of bytes.
 
 Invariant: a sketch depends on the text, the seed and the settings, not on the process or the machine.
 """
@@ -28,6 +31,9 @@ SHINGLE = 5
 RECALL = 0.99
 DIGEST = 16
 CHUNK = 4096
+BLOCK = 1 << 20
+"""Characters hashed at a time, which bounds memory; the few shingles that lie across a cut are not seen."""
+HIGHEST = np.uint32(0xFFFFFFFF)
 
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -82,20 +88,24 @@ def sketch(text: str, config: DedupConfig) -> Sketch:
     """The dear part of the work, pure: made in worker processes, handed to `dedup.Index`."""
     folded = fold(text)
     digest = hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
-    shingles = shingle_hashes(folded)
-    if not len(shingles):
-        # Without words there is nothing to be near to: chance.
+    low = np.full(config.num_perm, HIGHEST, np.uint32)
+    for start in range(0, len(folded), BLOCK):
+        _lower(low, shingle_hashes(folded[start : start + BLOCK]), config.seed)
+    if low.min() == HIGHEST:  # no words, nothing to be near to: chance
         return Sketch(digest, np.frombuffer(hashlib.shake_128(digest).digest(config.num_perm), np.uint8))
-    a, b = _permutations(config.seed, config.num_perm)
-    low = np.full(config.num_perm, 0xFFFFFFFF, np.uint32)
-    room = np.empty((config.num_perm, min(CHUNK, len(shingles))), np.uint32)
+    return Sketch(digest, (mixed(low.astype(np.uint64)) >> np.uint64(56)).astype(np.uint8))
+
+
+def _lower(low: np.ndarray, shingles: np.ndarray, seed: int) -> None:
+    """Each permutation's minimum so far and over these shingles, in place, some at a time: they stay in the cache."""
+    a, b = _permutations(seed, len(low))
+    room = np.empty((len(low), min(CHUNK, len(shingles))), np.uint32)
     for start in range(0, len(shingles), CHUNK):
         part = shingles[start : start + CHUNK]
         space = room[:, : len(part)]
         np.multiply(a, part, out=space)
         np.add(space, b, out=space)
         np.minimum(low, space.min(1), out=low)
-    return Sketch(digest, (mixed(low.astype(np.uint64)) >> np.uint64(56)).astype(np.uint8))
 
 
 @lru_cache(maxsize=8)
@@ -113,46 +123,49 @@ def mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-_ASCII_WORD = np.array([chr(c).isalnum() or c > 127 for c in range(256)])
+_IS_WORD = np.array([chr(code).isalnum() for code in range(128)] + [True])
 _ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 """Scripts written without spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese): each character is a word."""
+
+_LETTERS = np.where(_IS_WORD, mixed(np.arange(129, dtype=np.uint64)), np.uint64(0))
 
 
 def shingle_hashes(folded: str) -> np.ndarray:
     """A 32-bit hash of every run of `SHINGLE` words (of all of them, where there are fewer).
 
     Words are runs of letters and digits, and of anything outside ASCII; signs and spaces of ASCII part them.
+
+    Example:
+        >>> len(shingle_hashes("to be, or not to be!")), len(shingle_hashes("?"))
+        (2, 0)
     """
     if folded.isascii():
         codes: np.ndarray = np.frombuffer(folded.encode(), np.uint8)
-        inside = _ASCII_WORD[codes]
-        begins = inside.copy()
-        begins[1:] &= ~inside[:-1]
+        letters, parted = _LETTERS[codes], ~_IS_WORD[codes]
     else:
         codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), "<u4")
-        inside = _ASCII_WORD[np.minimum(codes, 128)]
-        alone = np.zeros(len(codes), bool)
+        letters = np.where(codes < 128, _LETTERS[np.minimum(codes, 128)], mixed(codes.astype(np.uint64)))
+        parted = ~_IS_WORD[np.minimum(codes, 128)]
         for first, last in _ALONE:
-            alone |= (codes >= first) & (codes <= last)
-        begins = inside.copy()
-        begins[1:] &= ~inside[:-1] | alone[1:] | alone[:-1]
+            parted |= (codes >= first) & (codes <= last)
+    begins = letters != 0
+    begins[1:] &= parted[:-1] | parted[1:]
     starts = np.flatnonzero(begins)
     if not len(starts):
         return np.zeros(0, np.uint32)
-    # Horner's rule for all words at once: prefix sums of code * base^place, each word's sum moved back to place 0.
+    # A word's hash is its polynomial in BASE: terms by their place in the text, summed, moved back to where it starts.
     powers, inverses = _powers(1 << max(10, len(codes).bit_length()))
-    weighted = np.where(inside, mixed(codes.astype(np.uint64)) * powers[: len(codes)], np.uint64(0))
-    words = mixed(np.add.reduceat(weighted, starts) * inverses[starts])
+    words = mixed(np.add.reduceat(letters * powers[: len(codes)], starts) * inverses[starts])
     size = min(SHINGLE, len(words))
     total = np.zeros(len(words) - size + 1, np.uint64)
     for k in range(size):
-        total = total * BASE + words[k : len(words) - size + 1 + k]
+        total = total * BASE + words[k : len(total) + k]
     return (mixed(total) >> np.uint64(32)).astype(np.uint32)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """base^i and base^-i modulo 2^64: 16 bytes per character of the longest document so far."""
+    """BASE^i and BASE^-i modulo 2^64; at most 64 MB of them for all lengths up to `BLOCK`."""
     up, down = np.full(length, BASE), np.full(length, np.uint64(pow(int(BASE), -1, 1 << 64)))
     up[0] = down[0] = np.uint64(1)
     return np.cumprod(up), np.cumprod(down)
