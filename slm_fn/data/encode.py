@@ -1,4 +1,4 @@
-"""Documents to ids in their order, read ahead by a thread, encoded in this process or in spawned ones, a part at a time.
+"""Documents to ids in their order, read ahead by a thread, encoded in this process or in spawned ones by the batch.
 
 Invariant: the number of workers and the size of the batches change the speed alone.
 """

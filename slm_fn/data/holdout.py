@@ -1,4 +1,4 @@
-"""What is held out for validation: a hash of the text decides, for whole documents or for blocks of some 16 Ki characters.
+"""What is held out for validation: a hash of the text decides, for whole documents or for blocks of 16 Ki characters.
 
 A text's hash depends on nothing but the text: adding documents moves no other, and identical texts go the same way. Of
 a document that comes in parts the first part decides, or with `block` every block for itself. Blocks are cut where

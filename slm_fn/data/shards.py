@@ -87,8 +87,8 @@ class Writer:
                 self.file = (self.root / self.name).open("wb")
             room = self.shard_size - self.open_tokens
             part, ids = ids[:room], ids[room:]
-            self.file.write(part)
-            self.hash.update(part)
+            self.file.write(part.data)
+            self.hash.update(part.data)
             self.open_tokens += len(part)
             if self.open_tokens == self.shard_size:
                 self.close()
@@ -135,10 +135,10 @@ def save(work: Path, journal: Journal) -> None:
 
 
 def load(work: Path, root: Path, dtype: str) -> Journal:
-    """The journal of a working folder, and `root` cleared of files it does not know; a new one where it fits no more."""
+    """The journal of a working folder, `root` cleared of what it does not know; a new one where its files are gone."""
+    known: dict[str, int] = {}
     try:
         journal = msgspec.json.decode((work / JOURNAL).read_bytes(), type=Journal)
-        known = {}
         for split, written in journal.splits.items():
             known |= {shard.file: shard.tokens for shard in written.shards}
             if written.open_tokens:

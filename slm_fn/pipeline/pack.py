@@ -129,14 +129,17 @@ def _pack(
 def _advice(config: PackConfig, info: packs.PackInfo) -> Iterable[str]:
     """What someone who asked for a held-out part should know about it."""
     val, asked = info.splits["val"], config.val_fraction > 0 and not config.val_names
-    few = f"the {info.splits['train'].documents} documents are too few for a share of {config.val_fraction:g}"
     if asked and not val.documents and config.split_by == "document":
         yield (
-            f"note: nothing was held out: {few}; there will be no validation loss. "
-            "Hold out blocks of text with --split-by block, a document with --val-name, or more with --val-fraction"
+            f"note: nothing was held out: of {info.splits['train'].documents} document(s) none falls into a share of "
+            f"{config.val_fraction:g}; there will be no validation loss. Hold out blocks of text with --split-by block, "
+            "a document by name with --val-name, or more with --val-fraction"
         )
     elif asked and not val.documents:
-        yield "note: nothing was held out: the text is too short; there will be no validation loss. Raise --val-fraction"
+        yield (
+            "note: nothing was held out: no block of the text falls into a share of "
+            f"{config.val_fraction:g}; there will be no validation loss. Hold out more with --val-fraction"
+        )
     elif val.documents and val.tokens <= config.seq_len:
         yield (
             f"note: the {val.tokens} tokens held out are less than one window of {config.seq_len + 1}; there will be "

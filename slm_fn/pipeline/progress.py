@@ -37,7 +37,8 @@ class Meter:
 
     Example:
         >>> meter = Meter([Input("a.txt", 10), Input("b.txt", 30)])
-        >>> [(document.name, meter.done) for document in meter.watch([Document("a.txt", "x" * 9), Document("b.txt", "y")])]
+        >>> documents = meter.watch([Document("a.txt", "x" * 9), Document("b.txt", "y")])
+        >>> [(document.name, meter.done) for document in documents]
         [('a.txt', 9), ('b.txt', 11)]
     """
 
@@ -91,8 +92,15 @@ def display(title: str, total: int, live: bool | None = None, seconds: float = 1
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Display]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("[bold]{task.description}"), BarColumn(20), TaskProgressColumn(), DownloadColumn())
     clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
@@ -113,7 +121,8 @@ def _lines(title: str, total: int, seconds: float) -> Display:
         if now - told >= seconds and done:
             told = now
             left = (now - began) * max(0, total - done) / done
-            print(f"{title}: {done / max(1, total):.1%} of {total / 1e9:.2f} GB, {figures}, {clock(left)} left", file=sys.stderr)  # fmt: skip
+            share = f"{done / max(1, total):.1%} of {total / 1e9:.2f} GB"
+            print(f"{title}: {share}, {figures}, {clock(left)} left", file=sys.stderr)
 
     return Display(update, lambda line: print(line, file=sys.stderr))
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_documents_keep_their_order(workers, monkeypatch):
     assert [document for batch in found for document in batch.documents] == documents
     for documents, ids, offsets in found:
         assert ids.dtype == "<u2"
-        rows = [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+        rows = [ids[a:b].tolist() for a, b in pairwise(offsets)]
         assert rows == [tokenizer.encode(document.text) for document in documents]
 
 
