@@ -27,6 +27,7 @@ resume = click.option(
     metavar="auto|never|CHECKPOINT",
     help="Go on from the newest checkpoint in --out.",
 )
+strict = click.option("--strict", is_flag=True, help="Stop at the first thing that cannot be read.")
 progress = click.option(
     "--progress/--no-progress", "live", default=None, help="Live bar or plain lines (default: by terminal)."
 )

@@ -24,16 +24,10 @@ from slm_fn.data.corpus import CorpusConfig
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim.recipes import OptimConfig
+from slm_fn.text.train import TokenizerConfig
 from slm_fn.train.loop import TrainConfig
 
 S = TypeVar("S", bound=msgspec.Struct)
-
-
-class TokenizerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Byte-level BPE: how many tokens, and how often a pair must occur to be merged."""
-
-    vocab_size: int = 4096
-    min_frequency: int = 2
 
 
 class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +43,7 @@ class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optim: OptimConfig = OptimConfig(learning_rate=3e-4)
     train: TrainConfig = TrainConfig(total_steps=300)
     val_fraction: float = 0.0
+    pack_rows: bool = False
 
 
 class DpoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,7 +149,7 @@ def load_as(struct: type[S], name: str | Path, overrides: Sequence[str] = ()) ->
     """The same for any struct, as the corpora of `slm data prepare`.
 
     Example:
-        >>> load_as(CorpusConfig, "corpus", ["sources.tinystories.max_documents=10"]).sources["tinystories"].max_documents
+        >>> load_as(CorpusConfig, "corpus", ["sources.oasst.max_documents=10"]).sources["oasst"].max_documents
         10
     """
     path = find(name, struct)

@@ -29,7 +29,7 @@ SPECIALS = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>
 """The reserved control tokens: ids 0 to 5 of every vocabulary trained here."""
 
 BYTES = tuple(bytes([byte]) for byte in range(256))
-DOCUMENTS_AT_ONCE = 256
+DOCUMENTS_AT_ONCE = 512
 """Handed to rustbpe together. A document here is at most a piece of a million characters, so this bounds memory."""
 
 
