@@ -1,4 +1,4 @@
-"""`slm data`: pack text, inspect packs and chat data.
+"""`slm data`: prepare and pack text, inspect packs and chat data.
 
 Invariant: one file per command.
 """
@@ -10,6 +10,7 @@ import click
 from slm_fn.cli.lazy import LazyGroup
 
 COMMANDS = {
+    "prepare": ("prepare", "Clean a corpus of several sources, and drop duplicates."),
     "pack": ("pack", "Encode text into packed shards."),
     "inspect": ("inspect", "Figures and samples of packs and chat data."),
 }
@@ -17,4 +18,4 @@ COMMANDS = {
 
 @click.group("data", cls=LazyGroup, table=COMMANDS)
 def command() -> None:
-    """Pack text, inspect packs and chat data."""
+    """Prepare and pack text, inspect packs and chat data."""

@@ -11,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from slm_fn.data import convert, hub, sources
+from slm_fn.data.minhash import DedupConfig
 from slm_fn.data.sources import Conversation, Document
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-Told = Callable[[str], None]
+CHAT_LAYOUTS = ("messages", "oasst", "ultrachat", "sharegpt", "prompt_completion")
 Specs = tuple[str | dict[str, Any], ...]
 """Rules of `data/clean.py` as YAML names them."""
 
@@ -65,7 +67,7 @@ class CorpusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What `slm data prepare` makes: sources by name, in order, and what holds for all of them.
 
     Attributes:
-        dedup: exact or near duplicates are dropped over all sources; of two, the one that was read first stays.
+        dedup: duplicates are dropped over all sources, of two the one that was read later; `near` says how alike.
         bytes_per_token: to estimate tokens by; `slm tokenizer inspect` measures it.
         part_bytes: a part file holds what this many bytes of input left; as much is done again after a crash.
         cache_dir: where `datasets` keeps what it loads; left out, it has its own place (`HF_HOME`).
@@ -77,7 +79,193 @@ class CorpusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     normalize: Literal["none", "unicode", "ascii", "transliterate"] = "unicode"
     lowercase: bool = False
     dedup: Literal["none", "exact", "near"] = "exact"
+    near: DedupConfig = DedupConfig()
     bytes_per_token: float = 4.0
     part_bytes: int = 32 << 20
-    seed: int = 0
     cache_dir: str | None = None
+
+
+def resolve(config: CorpusConfig) -> dict[str, SourceConfig]:
+    """The enabled sources in their order, each complete: what it leaves out is the corpus's.
+
+    The rules of `clean` and `clean_url` are for text: a chat source takes its own alone.
+
+    Raises:
+        ValueError: no source, a name that cannot be a folder's, or a source that contradicts itself; names it.
+    """
+    found = {name: _complete(config, source) for name, source in config.sources.items() if source.enabled}
+    if not found:
+        raise ValueError("the corpus has no enabled source; add one under `sources`")
+    if config.part_bytes < 1 or config.bytes_per_token <= 0:
+        raise ValueError("part_bytes and bytes_per_token must be positive")
+    folded: dict[str, str] = {}
+    for name, source in found.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"source {name!r}: a name is letters, digits, dots, hyphens and underscores")
+        if folded.setdefault(name.casefold(), name) != name:
+            raise ValueError(
+                f"sources {folded[name.casefold()]!r} and {name!r}: their folders would be one; rename one"
+            )
+        wrong = _contradiction(source)
+        if wrong:
+            raise ValueError(f"source {name!r}: {wrong}")
+    return found
+
+
+def _complete(config: CorpusConfig, source: SourceConfig) -> SourceConfig:
+    chat = source.kind == "chat"
+    default = {
+        "clean": () if chat else config.clean,
+        "clean_url": () if chat else config.clean_url,
+        "normalize": config.normalize,
+        "lowercase": config.lowercase,
+        "dedup": config.dedup,
+    }
+    columns = (source.columns,) if isinstance(source.columns, str) else source.columns
+    given = {name: value for name in default if (value := getattr(source, name)) is not None}
+    return msgspec.structs.replace(source, columns=columns, **default | given)
+
+
+def _contradiction(source: SourceConfig) -> str | None:
+    limits = (source.max_documents, source.max_bytes, source.max_tokens)
+    if (source.hub is None) == (source.path is None):
+        return "needs exactly one of `hub` and `path`"
+    if source.path is not None and (source.config or source.revision or source.split != "train"):
+        return "`config`, `split` and `revision` belong to a `hub` source"
+    if source.layout is not None and source.kind == "text":
+        return "`layout` is for chat; say `kind: chat`"
+    if source.layout is not None and source.layout not in CHAT_LAYOUTS:
+        return f"no layout {source.layout!r}; there are {', '.join(CHAT_LAYOUTS)}"
+    if not source.columns:
+        return "`columns` is empty"
+    if any(limit is not None and limit < 1 for limit in limits):
+        return "limits must be at least 1; to leave it out say `enabled: false`"
+    return None
+
+
+def expand(text: str, variables: Mapping[str, str]) -> Path:
+    """A path with `${NAME}` and `${NAME:-default}` filled in, and `~` as the home.
+
+    Raises:
+        ValueError: a variable without a default is not set.
+
+    Example:
+        >>> expand("${DATA:-corpora}/books", {}).as_posix(), expand("${DATA:-corpora}/books", {"DATA": "d"}).as_posix()
+        ('corpora/books', 'd/books')
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = variables.get(match[1]) or match[2]
+        if found is None:
+            raise ValueError(f"{text}: the variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}}")
+        return found
+
+    return Path(_VARIABLE.sub(value, text)).expanduser()
+
+
+class Row(NamedTuple):
+    """What one step of a source gave: an item, or none; its address; and what was told since the step before.
+
+    `problems` are lines for a person; `dropped` are the reasons of the chat converter, to be counted.
+    """
+
+    item: Document | Conversation | None
+    url: str = ""
+    problems: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+def identity(source: SourceConfig) -> dict[str, Any]:
+    """What the rows depend on beside the settings: the names and sizes of files here.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to read at the path.
+    """
+    if source.path is None:
+        return {}
+    path = expand(source.path, os.environ)
+    named = [
+        (f.relative_to(path).as_posix() if f != path else f.name, f.stat().st_size) for f in sources.files_of(path)
+    ]
+    total = sum(size for _, size in named)
+    return {"files": len(named), "bytes": total, "digest": hashlib.sha256(msgspec.json.encode(named)).hexdigest()}
+
+
+def rows(source: SourceConfig, done: int = 0, cache_dir: Path | None = None) -> Iterator[Row]:
+    """The rows of a complete source from the `done`-th on.
+
+    Text from the hub is asked for from there on; files, and the layouts of chat, are read again and passed over.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing of it can be read; what is wrong with a part of it is told in rows.
+    """
+    if source.kind == "chat":
+        return islice(_chat_rows(source), done, None)
+    if source.hub is not None:
+        return _text_rows(source, done)
+    simple = len(source.columns) == 1 and not source.clean_url
+    return islice(_documents(source) if simple else _text_rows(source, 0), done, None)
+
+
+def _documents(source: SourceConfig) -> Iterator[Row]:
+    problems: list[str] = []
+    found = sources.read([_path(source)], problems.append, column=source.columns[0])
+    for document in found:
+        yield Row(document, "", _taken(problems))
+    if problems:
+        yield Row(None, "", _taken(problems))
+
+
+def _text_rows(source: SourceConfig, done: int) -> Iterator[Row]:
+    """Records as documents, one row each, so that a row's number is its record's."""
+    problems: list[str] = []
+    place = source.hub or Path(str(source.path)).name
+    for number, record in enumerate(_records(source, problems.append, done), done):
+        missing = [column for column in source.columns if column not in record]
+        if missing:
+            raise ValueError(f"{place}: no column {missing[0]!r}; there are {', '.join(map(str, record))}")
+        texts = [record[column] for column in source.columns]
+        text = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
+        if not all(isinstance(text, str | None) for text in texts):
+            problems.append(f"{place}, row {number}: the column {', '.join(source.columns)} holds no text; left out")
+            text = ""
+        url = record.get(source.url_column)
+        item = Document(f"{place}:{number}", text) if text else None
+        yield Row(item, url if isinstance(url, str) else "", _taken(problems))
+    if problems:
+        yield Row(None, "", _taken(problems))
+
+
+def _chat_rows(source: SourceConfig) -> Iterator[Row]:
+    problems: list[str] = []
+    dropped: list[str] = []
+    records = _records(source, problems.append, 0)
+    layout = source.layout
+    if layout is None:
+        first = next(records, None)
+        if first is None:
+            raise ValueError(f"{source.hub or source.path}: no rows")
+        layout, records = convert.detect(first), chain([first], records)
+        if layout not in CHAT_LAYOUTS:
+            raise ValueError(f"{source.hub or source.path}: the layout {layout!r} holds preferences, no conversations")
+    for conversation in convert.LAYOUTS[layout](records, dropped.append):
+        assert isinstance(conversation, Conversation)
+        yield Row(conversation, "", _taken(problems), _taken(dropped))
+    if problems or dropped:
+        yield Row(None, "", _taken(problems), _taken(dropped))
+
+
+def _records(source: SourceConfig, problem: sources.Problem, done: int) -> Iterator[dict[str, Any]]:
+    if source.hub is not None:
+        return hub.rows(source.hub, source.config, source.split, revision=source.revision, skip=done)
+    return sources.rows(_path(source), problem, skip=done)
+
+
+def _path(source: SourceConfig) -> Path:
+    return expand(str(source.path), os.environ)
+
+
+def _taken(told: list[str]) -> tuple[str, ...]:
+    taken = tuple(told)
+    told.clear()
+    return taken

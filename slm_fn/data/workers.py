@@ -1,0 +1,53 @@
+"""Batches through one function in their order, in this process or in spawned ones.
+
+Invariant: the number of workers changes the speed alone; at most two batches per worker are under way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_work: Callable[[Any], Any]
+"""A worker process's own function: unpickled once, not with every batch."""
+
+
+def _start(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+
+
+def _call(batch: Any) -> Any:
+    return _work(batch)
+
+
+def in_order(batches: Iterable[T], work: Callable[[T], R], workers: int) -> Generator[tuple[T, R], None, None]:
+    """Every batch with what `work`, which is pickled once per worker, makes of it; 0 workers is this process.
+
+    Example:
+        >>> list(in_order(["a", "bc"], len, 0))
+        [('a', 1), ('bc', 2)]
+    """
+    if workers == 0:
+        for batch in batches:
+            yield batch, work(batch)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,))
+    under_way: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for batch in batches:
+            under_way.append((batch, pool.submit(_call, batch)))
+            if len(under_way) >= 2 * workers:
+                done, future = under_way.popleft()
+                yield done, future.result()
+        for done, future in under_way:
+            yield done, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
