@@ -5,17 +5,15 @@ Invariant: the number of workers and the size of the batches change the speed al
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from slm_fn.data.sources import Document
+from slm_fn.data.workers import in_order
 
 T = TypeVar("T")
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 22, 1 << 14
@@ -48,47 +46,19 @@ class Encode(NamedTuple):
             raise ValueError(f"the tokenizer gave id {largest}, outside its vocabulary of {self.vocab_size}")
         return ids.astype(self.dtype), offsets
 
-
-_encode: Encode
-"""A worker process's own encoder: unpickled once, not with every batch."""
-
-
-def _start_worker(encode: Encode) -> None:
-    global _encode
-    _encode = encode
-
-
-def _work(texts: list[str]) -> Flat:
-    return _encode(texts)
+    def batch(self, documents: Sequence[Document]) -> Flat:
+        """The same for documents."""
+        return self([document.text for document in documents])
 
 
 def encoded(documents: Iterable[Document], encode: Encode, workers: int) -> Generator[Batch, None, None]:
     """Batches of documents with their ids, in order; at most two batches per worker, and three more, are in memory."""
     with_thread = read_ahead(batches(documents))
     try:
-        if workers == 0:
-            for batch in with_thread:
-                yield Batch(batch, *encode([document.text for document in batch]))
-        else:
-            yield from _by_workers(with_thread, encode, workers)
+        for batch, flat in in_order(with_thread, encode.batch, workers):
+            yield Batch(batch, *flat)
     finally:
         with_thread.close()
-
-
-def _by_workers(source: Iterable[list[Document]], encode: Encode, workers: int) -> Iterator[Batch]:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(encode,))
-    under_way: deque[tuple[list[Document], Future[Any]]] = deque()
-    try:
-        for batch in source:
-            under_way.append((batch, pool.submit(_work, [document.text for document in batch])))
-            if len(under_way) >= 2 * workers:
-                done, future = under_way.popleft()
-                yield Batch(done, *future.result())
-        for done, future in under_way:
-            yield Batch(done, *future.result())
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
