@@ -68,7 +68,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-4` is a number: YAML 1.1 wants a dot in it and hands out a string."""
+    """YAML whose `1e-4` is a number (YAML 1.1 wants a dot in it), and where a key stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -223,8 +233,8 @@ def _hint(key: str, here: type[msgspec.Struct], root: type[msgspec.Struct]) -> s
     known = [field.name for field in msgspec.structs.fields(here)]
     every = list(_keys(root))
     elsewhere = [path.rpartition(".")[0] for path in every if path.rpartition(".")[2] == key]
-    if elsewhere and all(elsewhere):
-        return f"it belongs under {' or '.join(elsewhere)}"
+    if elsewhere:
+        return f"it belongs {' or '.join(f'under {path}' if path else 'at the top level' for path in elsewhere)}"
     near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(
         key, [path.rpartition(".")[2] for path in every], 1
     )

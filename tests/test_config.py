@@ -56,6 +56,59 @@ def test_a_missing_config_names_the_presets():
         configs.load("tinny")
 
 
+CORPUS = "sources: {web: {path: web/, max_documents: 10}, talk: {path: t.jsonl, kind: chat}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sources: {web: {path: a, clen: []}}", ["'clen'", "[sources.web]", "did you mean 'clean'"]),
+        ("sources: {web: {path: a, part_bytes: 9}}", ["'part_bytes'", "[sources.web]", "it belongs at the top level"]),
+        ("sources: {web: {path: a}}\nnear: {treshold: 0.7}", ["'treshold'", "[near]", "did you mean 'threshold'"]),
+        ("source: {web: {path: a}}", ["'source'", "at the top level", "did you mean 'sources'"]),
+        ("sources: {web: {path: a, kind: texts}}", ["texts", "sources[...].kind"]),
+        ("sources: {web: {path: a}, web: {path: b}}", ["does not parse", "'web' stands twice", "line 1"]),
+    ],
+)
+def test_a_corpus_is_checked_as_deep(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"c\.yaml") as error:
+        configs.load_as(configs.CorpusConfig, path)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_flag_reaches_into_one_source(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(CORPUS)
+    told = configs.load_as(configs.CorpusConfig, path, ["sources.web.enabled=false", "sources.web.max_documents=7"])
+    assert (told.sources["web"].enabled, told.sources["web"].max_documents) == (False, 7)
+    assert told.sources["talk"] == configs.load_as(configs.CorpusConfig, path).sources["talk"]
+    rows = {dotted: (value, origin) for dotted, value, origin in configs.origins(path, ["sources.web.enabled=false"])}
+    assert rows["sources.web.enabled"] == (False, "flag")
+    assert rows["sources.web.max_documents"] == (10, "c.yaml")
+    assert rows["sources.talk.max_documents"] == (None, "default")
+
+
+def test_roads_and_corpora_are_told_apart(tmp_path):
+    names = configs.presets()
+    assert {"tiny", "corpus"} <= set(names)
+    roads, corpora = configs.presets(configs.Config), configs.presets(configs.CorpusConfig)
+    assert sorted(roads + corpora) == names
+    assert "corpus" in corpora
+    for name in roads:
+        configs.load(name)
+    for name in corpora:
+        assert configs.load_as(configs.CorpusConfig, name).sources
+    with pytest.raises(ValueError, match=r"slm data prepare.*to train take .*tiny"):
+        configs.load("corpus")
+    with pytest.raises(ValueError, match="unknown key 'tokenizer'"):
+        configs.load_as(configs.CorpusConfig, "tiny")
+    with pytest.raises(FileNotFoundError, match="presets: corpus$"):
+        configs.load_as(configs.CorpusConfig, "corpsu")
+
+
 def test_a_file_that_does_not_parse_is_one_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("a: [1,\nb: }")
