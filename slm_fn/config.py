@@ -31,10 +31,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Next-token training on packed text."""
+    """Next-token training on packed text; with `isolate_documents` no token attends to another document's."""
 
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    isolate_documents: bool = False
 
 
 class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
