@@ -5,7 +5,9 @@ Invariant: only one model is in memory while training; the reference is two numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,6 @@ import torch
 from slm_fn.config import Config
 from slm_fn.core import device as devices
 from slm_fn.core import tree
-from slm_fn.core.compose import pipe
-from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.core.types import Apply, Params
 from slm_fn.data import pairs, sources
 from slm_fn.data.pairs import ChatExample, PairExample
@@ -23,14 +23,11 @@ from slm_fn.evaluate.preference import Preference, preference
 from slm_fn.loss.lm import sequence_logprob
 from slm_fn.loss.preference import dpo as dpo_loss
 from slm_fn.loss.preference import recorded
-from slm_fn.nn import gpt
-from slm_fn.optim import recipes
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline import sft
 from slm_fn.pipeline.model import Model
-from slm_fn.pipeline.run import Outcome, Stage, train
+from slm_fn.pipeline.run import Outcome, train
 from slm_fn.text import chat
-from slm_fn.train.step import init_state, step_with
 
 ROWS = 32
 """Pairs per batch where nothing is trained."""
@@ -53,29 +50,18 @@ def dpo(
         ValueError: a bad line (names it), or more than 5 % of the pairs have nothing to learn in the context.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    place = devices.resolve(device)
-    model = models.load(init, place, dtype=torch.float32)
-    rows = list(sources.read_pairs(data, sft.check_messages))
-    held_out = list(sources.read_pairs(val, sft.check_messages)) if val else []
-    if not val and config.dpo.val_fraction:
-        rows, held_out = sft.split(rows, config.dpo.val_fraction, lambda row: row.prompt)
-    settings, pad = config.dpo.train, model.tokenizer.special("<|pad|>")
+    model = models.load(init, devices.resolve(device), dtype=torch.float32)
+    read = partial(sources.read_pairs, check=sft.check_messages)
+    rows, held_out = sft.gather(read, data, val, config.dpo.val_fraction, lambda row: row.prompt)
+    settings = config.dpo.train
     examples = prepare(model, thin(rows, settings.total_steps * settings.batch_size), note)
     trials = prepare(model, held_out, note) if held_out else []
-    dtype = devices.dtype_of(settings.precision, place)
-    apply = devices.compute_in(dtype)(model.apply)
-    tx = recipes.make(config.dpo.optim, settings.total_steps, gpt.matrices(model.config).__contains__, dtype)
+    sides = [side for pair in examples for side in (pair.chosen, pair.rejected)]
+    note(pairs.told(pairs.report(sides, settings.batch_size, settings.seed)))
     lift = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
-    stage = Stage(
-        name="dpo",
-        state=init_state(model.params, tx),
-        step=pipe(lift, value_and_grad, accumulate(settings.accumulate), step_with(tx))(apply),
-        batch_at=lambda position: pairs.pair_batch(examples, settings.seed, position, settings.batch_size, pad),
-        evaluate=_evaluator(model, trials),
-        sample=sft.sampler(model),
-        model_files=models.describe(model.config, model.tokenizer, model.generation),
-        data_hash=sft.digest(models.locate(init), [*data, *val]),
-    )
+    told = sft.digest(models.locate(init), [*data, *val])
+    batch = partial(pairs.batch, pairs.collate_pairs, examples)
+    stage = sft.stage("dpo", model, config.dpo, lift, batch, _evaluator(model, trials), told)
     return train(stage, config, settings, out, resume, live)
 
 
@@ -91,19 +77,26 @@ def thin(rows: Sequence[Any], most: int) -> list[Any]:
 
 def prepare(model: Model, rows: Sequence[Any], note: Callable[[str], None]) -> list[PairExample]:
     """Pairs as ids and masks that fit the context, with the model's own log-probabilities as the reference."""
-    rendered = [
-        PairExample(_reply(model, row.prompt, row.chosen), _reply(model, row.prompt, row.rejected)) for row in rows
-    ]
-    kept, dropped = pairs.fit(rendered, sft.longest(model))
+    kept: list[PairExample] = []
+    dropped: Counter[str] = Counter()
+    for begin in range(0, len(rows), sft.TOGETHER):
+        fitting, lost = pairs.fit(_rendered(model, rows[begin : begin + sft.TOGETHER]), sft.longest(model))
+        kept += (PairExample(pairs.compact(pair.chosen), pairs.compact(pair.rejected)) for pair in fitting)
+        dropped.update(lost)
     return with_reference(model, sft.check_dropped(kept, dropped, len(rows), note))
 
 
-def _reply(model: Model, prompt: Sequence[Any], answer: Sequence[Any]) -> ChatExample:
-    """A conversation whose mask counts the answer alone, not what an assistant said in the prompt."""
-    template, said = model.generation.template, sft.messages_of(prompt)
-    ids, mask = chat.render(template, model.tokenizer, [*said, *sft.messages_of(answer)])
-    start = len(chat.render(template, model.tokenizer, said, reply=True).ids)
-    return ChatExample(ids, [0] * start + mask[start:])
+def _rendered(model: Model, rows: Sequence[Any]) -> list[PairExample]:
+    """Pairs whose masks count the answers alone, not what an assistant said in the prompt."""
+    render = partial(chat.render_batch, model.generation.template, model.tokenizer)
+    prompts = [sft.messages_of(row.prompt) for row in rows]
+    starts = [len(ids) + 1 for ids, _ in render(prompts)]  # one more: the assistant's token opens the answer
+
+    def side(answers: Iterable[Any]) -> list[ChatExample]:
+        whole = [[*said, *sft.messages_of(answer)] for said, answer in zip(prompts, answers, strict=True)]
+        return [ChatExample(ids, [0] * i + mask[i:]) for i, (ids, mask) in zip(starts, render(whole), strict=True)]
+
+    return list(map(PairExample, side(row.chosen for row in rows), side(row.rejected for row in rows)))
 
 
 def with_reference(model: Model, examples: Sequence[PairExample]) -> list[PairExample]:

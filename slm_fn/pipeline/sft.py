@@ -6,23 +6,26 @@ Invariant: conversations are encoded by the template the model is served with, i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 
-from slm_fn.config import Config
+from slm_fn.config import Config, DpoConfig, SftConfig
 from slm_fn.core import device as devices
 from slm_fn.core import files, random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.grads import accumulate, value_and_grad
-from slm_fn.core.types import Apply, Params
-from slm_fn.data import pairs, sources
+from slm_fn.core.types import Apply, Loss, Params
+from slm_fn.data import pairs, rows, sources
 from slm_fn.data.pairs import ChatExample
 from slm_fn.evaluate.perplexity import batch_likelihood
 from slm_fn.infer import decode
+from slm_fn.lift.documents import isolate
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.optim import recipes
@@ -32,9 +35,13 @@ from slm_fn.pipeline.run import Outcome, Stage, train
 from slm_fn.text import chat
 from slm_fn.text.chat import Message
 from slm_fn.train import checkpoint
+from slm_fn.train.loop import TrainConfig
 from slm_fn.train.step import init_state, step_with
 
 MOST_DROPPED = 0.05
+TOGETHER = 1024
+"""Conversations rendered at a time: their ids are lists of numbers only for so long."""
+Row = TypeVar("Row")
 SAMPLE_PROMPTS = ("Hello", "What is your name?", "Tell me a joke")
 
 
@@ -55,29 +62,70 @@ def sft(
         ValueError: a bad line (names it), or more than 5 % of the conversations have nothing to learn in the context.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    model = models.load(init, "cpu", dtype=torch.float32)
-    conversations = list(sources.read_chat(data, check_messages))
-    held_out = list(sources.read_chat(val, check_messages)) if val else []
-    if not val and config.sft.val_fraction:
-        conversations, held_out = split(conversations, config.sft.val_fraction, lambda row: row.messages)
+    model = models.load(init, devices.resolve(device), dtype=torch.float32)
+    read = partial(sources.read_chat, check=check_messages)
+    conversations, held_out = gather(read, data, val, config.sft.val_fraction, lambda row: row.messages)
     examples = prepare(model, conversations, note)
-    settings, place = config.sft.train, devices.resolve(device)
-    dtype = devices.dtype_of(settings.precision, place)
-    apply = devices.compute_in(dtype)(model.apply)
-    tx = recipes.make(config.sft.optim, settings.total_steps, gpt.matrices(model.config).__contains__, dtype)
-    stage = Stage(
-        name="sft",
-        state=init_state(tree.to_device(model.params, place), tx),
-        step=pipe(next_token, value_and_grad, accumulate(settings.accumulate), step_with(tx))(apply),
-        batch_at=lambda position: pairs.chat_batch(
-            examples, settings.seed, position, settings.batch_size, model.tokenizer.special("<|pad|>")
-        ),
-        evaluate=evaluator(model, apply, prepare(model, held_out, note) if held_out else [], settings.batch_size),
+    settings = config.sft.train
+    lift: Callable[[Apply], Loss] = next_token
+    note(pairs.told(pairs.report(examples, settings.batch_size, settings.seed)))
+    if config.sft.pack_rows:
+        examples = rows.pack(examples, longest(model), settings.seed)
+        lift = pipe(isolate(model.tokenizer.special(model.generation.template.bos)), next_token)
+        note(f"packed: {pairs.told(pairs.report(examples, settings.batch_size, settings.seed))}")
+    trials = prepare(model, held_out, note) if held_out else []
+    judge = evaluator(model, in_precision(model, settings), trials, settings.batch_size)
+    told = digest(models.locate(init), [*data, *val])
+    batch = partial(pairs.batch, pairs.collate, examples)
+    return train(stage("sft", model, config.sft, lift, batch, judge, told), config, settings, out, resume, live)
+
+
+def gather(
+    read: Callable[[Sequence[Path]], Iterable[Row]],
+    data: Sequence[Path],
+    val: Sequence[Path],
+    fraction: float,
+    prompt_of: Callable[[Row], Sequence[Any]],
+) -> tuple[list[Row], list[Row]]:
+    """The rows to train on and those held out: the ones of `val`, or a fraction split off by prompt."""
+    found = list(read(data))
+    if val:
+        return found, list(read(val))
+    return split(found, fraction, prompt_of) if fraction else (found, [])
+
+
+def in_precision(model: Model, settings: TrainConfig) -> Apply:
+    """The model's `apply` in the precision it is trained in."""
+    return devices.compute_in(devices.dtype_of(settings.precision, model.params["norm"].device))(model.apply)
+
+
+def stage(
+    name: str,
+    model: Model,
+    section: SftConfig | DpoConfig,
+    lift: Callable[[Apply], Loss],
+    batch: Callable[[int, int, int, int], Any],
+    evaluate: Callable[[Params], dict[str, float]],
+    data_hash: str,
+) -> Stage:
+    """A fine-tuning stage: another loss and other batches make it another stage.
+
+    Args:
+        batch: from the padding's id, the seed, the number of rows and the position.
+    """
+    settings, pad = section.train, model.tokenizer.special("<|pad|>")
+    dtype = devices.dtype_of(settings.precision, model.params["norm"].device)
+    tx = recipes.make(section.optim, settings.total_steps, gpt.matrices(model.config).__contains__, dtype)
+    return Stage(
+        name=name,
+        state=init_state(model.params, tx),
+        step=pipe(lift, value_and_grad, accumulate(settings.accumulate), step_with(tx))(in_precision(model, settings)),
+        batch_at=partial(batch, pad, settings.seed, settings.batch_size),
+        evaluate=evaluate,
         sample=sampler(model),
         model_files=models.describe(model.config, model.tokenizer, model.generation),
-        data_hash=digest(models.locate(init), [*data, *val]),
+        data_hash=data_hash,
     )
-    return train(stage, config, settings, out, resume, live)
 
 
 def digest(init: Path, data: Iterable[Path]) -> str:
@@ -113,14 +161,18 @@ def prepare(model: Model, conversations: Sequence[Any], note: Callable[[str], No
     Raises:
         ValueError: none are left, or more than 5 % had nothing to learn.
     """
-    rendered = (
-        chat.render(model.generation.template, model.tokenizer, messages_of(row.messages)) for row in conversations
-    )
-    kept, dropped = pairs.fit([ChatExample(*row) for row in rendered], longest(model))
+    kept: list[ChatExample] = []
+    dropped: Counter[str] = Counter()
+    for begin in range(0, len(conversations), TOGETHER):
+        part = [messages_of(row.messages) for row in conversations[begin : begin + TOGETHER]]
+        rendered = chat.render_batch(model.generation.template, model.tokenizer, part)
+        fitting, lost = pairs.fit([ChatExample(*row) for row in rendered], longest(model))
+        kept += map(pairs.compact, fitting)
+        dropped.update(lost)
     return check_dropped(kept, dropped, len(conversations), note)
 
 
-def check_dropped(kept: list[Any], dropped: dict[str, int], total: int, note: Callable[[str], None]) -> list[Any]:
+def check_dropped(kept: list[Any], dropped: Mapping[str, int], total: int, note: Callable[[str], None]) -> list[Any]:
     """Say how many examples were dropped and why; too many are an error, not a smaller data set."""
     lost = sum(dropped.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)

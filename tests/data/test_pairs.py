@@ -1,6 +1,8 @@
 """Examples in memory: answers are never cut, padding is known by position, every example once per epoch."""
 
 from collections import Counter
+from functools import partial
+from itertools import groupby, pairwise
 
 import pytest
 import torch
@@ -129,20 +131,21 @@ def test_rows_are_padded_to_a_multiple(length: int, targets: int) -> None:
 
 def test_every_example_once_per_epoch_in_another_order_each() -> None:
     examples = [ChatExample([0, i], [0, 1]) for i in range(10)]
-    drawn = [int(t) for k in range(10) for t in pairs.chat_batch(examples, 0, k, 4, PAD).tokens[:, 1]]
+    drawn_at = partial(pairs.batch, pairs.collate, examples, PAD, 0, 4)
+    drawn = [int(t) for k in range(10) for t in drawn_at(k).tokens[:, 1]]
     epochs = [drawn[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4
-    later = pairs.chat_batch(examples, 0, 7, 4, PAD)
+    later = drawn_at(7)
     assert later.tokens[:, 1].tolist() == drawn[28:32]
-    halves = [pairs.chat_batch(examples, 0, 7, 4, PAD, rank, 2).tokens for rank in (0, 1)]
+    halves = [drawn_at(7, rank, 2).tokens for rank in (0, 1)]
     assert torch.equal(torch.cat(halves), later.tokens)
 
 
 def test_pairs_carry_their_own_reference() -> None:
     seen: Counter[int] = Counter()
     for k in range(5):
-        batch = check_pair_batch(pairs.pair_batch(PAIRS, 3, k, 2, PAD))
+        batch = check_pair_batch(pairs.batch(pairs.collate_pairs, PAIRS, PAD, 3, 2, k))
         for row in range(2):
             i = int(batch.chosen.tokens[row, 5]) - 10
             seen[i] += 1
@@ -153,4 +156,81 @@ def test_pairs_carry_their_own_reference() -> None:
 
 def test_no_examples_are_said_plainly() -> None:
     with pytest.raises(ValueError, match="from 0 items"):
-        pairs.chat_batch([], 0, 0, 2, PAD)
+        pairs.batch(pairs.collate, [], PAD, 0, 2, 0)
+
+
+words = st.lists(st.text(max_size=8), min_size=2, max_size=7)
+
+
+def answers(side: ChatExample) -> list[list[int]]:
+    """The runs of ids that are trained."""
+    runs = groupby(zip(side.ids, side.mask, strict=True), key=lambda pair: pair[1])
+    return [[i for i, _ in run] for counted, run in runs if counted]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(contents=words, limit=st.integers(2, 60))
+def test_a_supervised_end_for_every_answer_that_is_kept_and_every_kept_answer_whole(
+    contents: list[str], limit: int
+) -> None:
+    whole = rendered(*contents)
+    kept, _ = pairs.fit([whole], limit)
+    for short in kept:
+        ends = sum(i == END and m == 1 for i, m in zip(short.ids, short.mask, strict=True))
+        assert ends == sum(i == ASSISTANT for i in short.ids) == len(answers(short))
+        assert answers(short) == answers(whole)[-ends:]
+        assert all(run.count(END) == 1 and run[-1] == END for run in answers(short))
+        roles = [i for i in short.ids if i in (SYSTEM, USER, ASSISTANT)]
+        assert all(a != b for a, b in pairwise(roles))
+        assert short.ids.count(END) == len(roles), "an end of turn was cut off its turn, or a role off its end"
+
+
+@settings(max_examples=1000, deadline=None)
+@given(words, words, words, st.integers(2, 60))
+def test_pairs_of_several_turns_keep_both_answers_whole(
+    prompt: list[str], one: list[str], other: list[str], limit: int
+) -> None:
+    prompt, sides = (
+        prompt[: (len(prompt) - 1) // 2 * 2 + 1],
+        [side[: (len(side) - 1) // 2 * 2 + 1] for side in (one, other)],
+    )
+    start = len(rendered(*prompt).ids) + 1
+    whole = [rendered(*prompt, *side) for side in sides]
+    pair = PairExample(*(ChatExample(ids, [0] * start + list(mask[start:])) for ids, mask in whole))
+    kept, _ = pairs.fit([pair], limit)
+    for short in kept:
+        assert answers(short.chosen) == answers(pair.chosen)
+        assert answers(short.rejected) == answers(pair.rejected)
+        begun = [side.ids[: side.mask.index(1)] for side in short[:2]]
+        assert begun[0] == begun[1]
+        assert max(len(side.ids) for side in short[:2]) <= limit
+
+
+def test_compact_examples_are_cut_and_collated_as_lists_are() -> None:
+    example = rendered("abcdef", "xy", "cd", "zw")
+    small = pairs.compact(example)
+    for limit in (9, 12, 16, 99):
+        (a,), (b,) = pairs.fit([example], limit)[0], pairs.fit([small], limit)[0]
+        assert (list(a.ids), list(a.mask)) == (list(b.ids), list(b.mask))
+    one, two = pairs.collate([example], PAD), pairs.collate([small], PAD)
+    assert torch.equal(one.tokens, two.tokens)
+    assert torch.equal(one.mask, two.mask)
+
+
+def test_the_report_counts_what_batches_hold() -> None:
+    examples = [rendered("q" * (i % 7), "a" * (i % 23), "more", "b") for i in range(50)]
+    found = pairs.report(examples, batch_size=8, seed=3)
+    batches = [
+        pairs.batch(pairs.collate, examples, PAD, 3, 8, k) for k in range(6)
+    ]  # the last of an epoch has two rows
+    rest = [i for _, i in pairs.places(3, 6, 8, 50)][:2]
+    batches.append(pairs.collate([examples[i] for i in rest], PAD))
+    cells, trained = (
+        sum(count(batch) for batch in batches) for count in (lambda b: b.mask.numel(), lambda b: b.mask.sum())
+    )
+    real = sum(len(example.ids) - 1 for example in examples)
+    assert found.padding == pytest.approx(1 - real / cells)
+    assert found.trained_tokens == trained == round(found.trained * real)
+    assert (found.examples, found.replies, found.tokens) == (50, 100, real + 50)
+    assert found.longest == max(len(example.ids) for example in examples) >= found.length_of_90_percent
+    assert f"{found.padding:.1%} padding" in pairs.told(found)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import torch
 
+from slm_fn import config as configs
 from slm_fn.core import tree
 from slm_fn.data import sources
 from slm_fn.pipeline import dpo, evaluate, inspect, model, pretrain, sft
@@ -92,8 +93,37 @@ def test_training_and_serving_render_the_same_ids(road, walked):
     served = chat.render(
         talker.generation.template, talker.tokenizer, [chat.Message("user", row.messages[0].content)], reply=True
     ).ids
-    assert trained.ids[: len(served)] == served
-    assert trained.mask[: len(served)] == [0] * len(served)
+    assert list(trained.ids[: len(served)]) == served
+    assert list(trained.mask[: len(served)]) == [0] * len(served)
+
+
+def test_a_pair_trains_its_answers_alone(road, walked):
+    talker = model.load(walked[2].checkpoint, "cpu", dtype=torch.float32)
+    said = [sources.Message(role, text) for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    one, other = ((sources.Message("assistant", text),) for text in ("yes my lord", "no"))
+    (pair,) = dpo.prepare(talker, [sources.Preference(tuple(said), one, other)], print)
+    for side, text in ((pair.chosen, "yes my lord"), (pair.rejected, "no")):
+        trained = [i for i, counted in zip(side.ids, side.mask, strict=True) if counted]
+        assert talker.tokenizer.decode(trained) == text
+        assert trained[-1] == talker.tokenizer.special("<|end|>")
+
+
+def test_packed_rows_are_fewer_and_the_figures_are_told(road, walked, tmp_path):
+    notes = []
+    config = configs.load(road.config_file, ["sft.pack_rows=true"])
+    done = sft.sft(
+        config, walked[1].checkpoint, [road.chat], tmp_path, [road.chat], "cpu", live=False, note=notes.append
+    )
+    before, after = notes
+    assert before.startswith("18 rows, ")
+    assert "18 replies" in before
+    assert after.startswith("packed: ")
+    assert int(after.split()[1]) == 9
+    assert "18 replies" in after
+    per_row = [row["tokens"] / row["step"] for row in runlog.read(tmp_path / runlog.METRICS) if "tokens" in row]
+    alone = [row["tokens"] / row["step"] for row in runlog.read(walked[0] / "sft" / runlog.METRICS) if "tokens" in row]
+    assert min(per_row) > 1.5 * max(alone)
+    assert done.metrics["val_loss"] < math.log(320)
 
 
 def test_bits_per_byte_is_nats_over_bytes(road, walked):
