@@ -105,7 +105,7 @@ def test_roads_and_corpora_are_told_apart(tmp_path):
         configs.load("corpus")
     with pytest.raises(ValueError, match="unknown key 'tokenizer'"):
         configs.load_as(configs.CorpusConfig, "tiny")
-    with pytest.raises(FileNotFoundError, match="presets: corpus$"):
+    with pytest.raises(FileNotFoundError, match=r"presets: corpus$"):
         configs.load_as(configs.CorpusConfig, "corpsu")
 
 
