@@ -119,8 +119,8 @@ def clean(rules: Sequence[Rule], text: str) -> Cleaned:
     return Cleaned(left, "" if left == text else CHANGED)
 
 
-def build(specs: Iterable[Spec], registry: Mapping[str, Callable[..., Rule]] = RULES) -> tuple[Rule, ...]:
-    """Rules from what a config says, in its order; presets, which are of `RULES`, are unfolded.
+def build(specs: Iterable[object], registry: Mapping[str, Callable[..., Rule]] = RULES) -> tuple[Rule, ...]:
+    """Rules from what a config says, each a `Spec`, in its order; presets, which are of `RULES`, are unfolded.
 
     Raises:
         ValueError: an unknown rule or argument (names the nearest one), or an argument of the wrong type.
@@ -145,7 +145,7 @@ def build(specs: Iterable[Spec], registry: Mapping[str, Callable[..., Rule]] = R
     return tuple(built)
 
 
-def _parsed(spec: Spec) -> tuple[str, Mapping[str, Any]]:
+def _parsed(spec: object) -> tuple[str, Mapping[str, Any]]:
     if isinstance(spec, str):
         return spec, {}
     [(name, arguments)] = spec.items() if isinstance(spec, Mapping) and len(spec) == 1 else [(None, None)]
@@ -155,16 +155,17 @@ def _parsed(spec: Spec) -> tuple[str, Mapping[str, Any]]:
 
 
 def _checked(name: str, constructor: Callable[..., Rule], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the right names and types."""
+    """Arguments of the right names and types: 1 will do where a share is meant."""
     known, kinds = inspect.signature(constructor).parameters, get_type_hints(constructor)
+    checked = {}
     for argument, value in arguments.items():
         if argument not in known:
             raise ValueError(f"cleaning: {name} has no argument {argument!r}{_nearest(argument, list(known))}")
         try:
-            msgspec.convert(value, kinds[argument])
+            checked[argument] = msgspec.convert(value, kinds[argument])
         except msgspec.ValidationError as error:
             raise ValueError(f"cleaning: {name}: {argument} {value!r}: {error}") from None
-    return dict(arguments)
+    return checked
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
