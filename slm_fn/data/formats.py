@@ -56,8 +56,8 @@ def shown(file: object) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def blocks(file: str) -> Iterator[bytes]:
-    """A file's bytes, decompressed as its name says.
+def blocks(file: str, size: int = BLOCK) -> Iterator[bytes]:
+    """A file's bytes, decompressed as its name says, at most `size` at a time.
 
     Raises:
         Broken: it cannot be opened, or the compressed stream breaks; after the last byte that could be read.
@@ -66,7 +66,7 @@ def blocks(file: str) -> Iterator[bytes]:
     done = 0
     try:
         with _opened(file, codec) as stream:
-            while block := stream.read(BLOCK):
+            while block := stream.read(size):
                 yield block
                 done += len(block)
         return
@@ -105,7 +105,7 @@ def _rest(file: str, codec: str, start: int) -> bytes:
     return bytes(found)
 
 
-def text(file: str, fail: Fail) -> Iterator[str]:
+def text(file: str, fail: Fail, block_size: int = BLOCK) -> Iterator[str]:
     """A text file's characters, up to the first byte that is not UTF-8.
 
     A NUL is a character like any other. A file with a NUL and with bytes that are not UTF-8 in its first block is taken
@@ -113,7 +113,7 @@ def text(file: str, fail: Fail) -> Iterator[str]:
     """
     decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
     try:
-        for block in blocks(file):
+        for block in blocks(file, block_size):
             start = done - len(decoder.getstate()[0])
             if found := decoder.decode(block):
                 yield found
@@ -170,12 +170,12 @@ def pieces(texts: Iterable[str], limit: int = PIECE) -> Iterator[str]:
         yield held
 
 
-def lines(file: str, fail: Fail, limit: int = LINE) -> Iterator[tuple[int, bytes]]:
+def lines(file: str, fail: Fail, limit: int = LINE, block_size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that hold anything, numbered from 1; only a line feed ends a line, as JSONL says."""
     number, held, size = 1, [b""], 0
     long = f"longer than {limit} bytes; left out; split it"
     try:
-        for block in blocks(file):
+        for block in blocks(file, block_size):
             head, *rest = block.split(b"\n")
             size += len(head)
             if size <= limit:

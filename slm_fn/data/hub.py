@@ -125,18 +125,22 @@ def _kinds(error: BaseException) -> set[str]:
 
 def _transient(error: Exception) -> bool:
     status, kinds = _status(error), _kinds(error)
-    if "OfflineModeIsEnabled" in kinds:
+    if _offline(error):
         return False
     if status is not None:
         return status in (408, 429) or status >= 500
     return bool(kinds & _TRANSIENT)
 
 
+def _offline(error: Exception) -> bool:
+    return "OfflineModeIsEnabled" in _kinds(error) or "OfflineModeIsEnabled" in str(error)
+
+
 def _told(hub_id: str, error: Exception, failures: int) -> str:
     """One line: which data set, what happened, what to do."""
     status, kinds, line = _status(error), _kinds(error), _line(error)
     login = "set HF_TOKEN or run `hf auth login`"
-    if "OfflineModeIsEnabled" in kinds:
+    if _offline(error):
         todo = "offline mode is on; unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or give local files as a path"
     elif "GatedRepoError" in kinds or "gated" in line:
         todo = f"accept its terms at huggingface.co/datasets/{hub_id}, then {login}"
@@ -150,6 +154,11 @@ def _told(hub_id: str, error: Exception, failures: int) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what an error says, without a token that may stand in it."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return re.sub(r"hf_\w{6,}|(?i:bearer )\S+", "***", text.replace(os.environ.get("HF_TOKEN") or "\0", "***"))[:400]
+    """What went wrong, from the innermost network error if there is one, without a token that may stand in it."""
+    network = [
+        link for link in _chain(error) if _status(link) or {kind.__name__ for kind in type(link).__mro__} & _TRANSIENT
+    ]
+    text = str((network or [error])[-1])
+    text = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    text = re.sub(r"hf_\w{6,}|(?i:bearer )\S+", "***", text.replace(os.environ.get("HF_TOKEN") or "\0", "***"))
+    return text.rstrip(".")[:400]
