@@ -36,7 +36,7 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     in `CorpusConfig`, whose `clean`, `normalize` and `dedup` hold for every source that has none of its own.
 
     Attributes:
-        config, split, revision: of a data set on the hub.
+        config, split, revision, data_files: of a data set on the hub; the last is for some of its files alone.
         columns: text: where it stands in a record; several are joined by an empty line.
         url_column: where a record's address stands, for `clean_url`.
         layout: chat: how the records are written, one of `data/convert.py`; by default it is told by the columns.
@@ -47,6 +47,7 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     config: str | None = None
     split: str = "train"
     revision: str | None = None
+    data_files: str | tuple[str, ...] | None = None
     path: str | None = None
     kind: Literal["text", "chat"] = "text"
     columns: str | tuple[str, ...] = "text"
@@ -130,8 +131,8 @@ def _contradiction(source: SourceConfig) -> str | None:
     limits = (source.max_documents, source.max_bytes, source.max_tokens)
     if (source.hub is None) == (source.path is None):
         return "needs exactly one of `hub` and `path`"
-    if source.path is not None and (source.config or source.revision or source.split != "train"):
-        return "`config`, `split` and `revision` belong to a `hub` source"
+    if source.path is not None and (source.config or source.revision or source.data_files or source.split != "train"):
+        return "`config`, `split`, `revision` and `data_files` belong to a `hub` source"
     if source.layout is not None and source.kind == "text":
         return "`layout` is for chat; say `kind: chat`"
     if source.layout is not None and source.layout not in CHAT_LAYOUTS:
@@ -191,44 +192,63 @@ def identity(source: SourceConfig) -> dict[str, Any]:
     return {"files": len(named), "bytes": total, "digest": hashlib.sha256(msgspec.json.encode(named)).hexdigest()}
 
 
-def rows(source: SourceConfig, done: int = 0, cache_dir: Path | None = None) -> Iterator[Row]:
+def rows(
+    source: SourceConfig, done: int = 0, cache_dir: Path | None = None, note: sources.Problem = lambda line: None
+) -> Iterator[Row]:
     """The rows of a complete source from the `done`-th on.
 
     Text from the hub is asked for from there on; files, and the layouts of chat, are read again and passed over.
 
+    Args:
+        note: is told when the network fails and how long the wait is.
+
     Raises:
         FileNotFoundError, ValueError: nothing of it can be read; what is wrong with a part of it is told in rows.
     """
-    if source.kind == "chat":
-        return islice(_chat_rows(source), done, None)
-    if source.hub is not None:
-        return _text_rows(source, done)
-    simple = len(source.columns) == 1 and not source.clean_url
-    return islice(_documents(source) if simple else _text_rows(source, 0), done, None)
-
-
-def _documents(source: SourceConfig) -> Iterator[Row]:
     problems: list[str] = []
-    found = sources.read([_path(source)], problems.append, column=source.columns[0])
-    for document in found:
+    from_hub = source.hub is not None and source.kind == "text"
+    if source.kind == "text" and not from_hub and len(source.columns) == 1 and not source.clean_url:
+        found = sources.read([_path(source)], problems.append, column=source.columns[0])
+        return islice(_documents(found, problems), done, None)
+    first = done if from_hub else 0
+    if source.hub is None:
+        records = sources.rows(_path(source), problems.append)
+    else:
+        records = hub.rows(
+            source.hub,
+            source.config,
+            source.split,
+            revision=source.revision,
+            skip=first,
+            data_files=source.data_files,
+            cache_dir=cache_dir,
+            problem=note,
+        )
+    found_rows = _chat_rows if source.kind == "chat" else _text_rows
+    return islice(found_rows(source, records, problems, first), done - first, None)
+
+
+def _documents(documents: Iterable[Document], problems: list[str]) -> Iterator[Row]:
+    for document in documents:
         yield Row(document, "", _taken(problems))
     if problems:
         yield Row(None, "", _taken(problems))
 
 
-def _text_rows(source: SourceConfig, done: int) -> Iterator[Row]:
+def _text_rows(
+    source: SourceConfig, records: Iterator[dict[str, Any]], problems: list[str], first: int
+) -> Iterator[Row]:
     """Records as documents, one row each, so that a row's number is its record's."""
-    problems: list[str] = []
-    place = source.hub or Path(str(source.path)).name
-    for number, record in enumerate(_records(source, problems.append, done), done):
+    place = source.hub or _path(source).name
+    for number, record in enumerate(records, first):
         missing = [column for column in source.columns if column not in record]
         if missing:
             raise ValueError(f"{place}: no column {missing[0]!r}; there are {', '.join(map(str, record))}")
         texts = [record[column] for column in source.columns]
-        text = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
         if not all(isinstance(text, str | None) for text in texts):
-            problems.append(f"{place}, row {number}: the column {', '.join(source.columns)} holds no text; left out")
-            text = ""
+            problems.append(f"{place}, row {number}: {' and '.join(source.columns)} hold no text; left out")
+            texts = []
+        text = "\n\n".join(text for text in texts if text and not text.isspace())
         url = record.get(source.url_column)
         item = Document(f"{place}:{number}", text) if text else None
         yield Row(item, url if isinstance(url, str) else "", _taken(problems))
@@ -236,16 +256,16 @@ def _text_rows(source: SourceConfig, done: int) -> Iterator[Row]:
         yield Row(None, "", _taken(problems))
 
 
-def _chat_rows(source: SourceConfig) -> Iterator[Row]:
-    problems: list[str] = []
+def _chat_rows(
+    source: SourceConfig, records: Iterator[dict[str, Any]], problems: list[str], first: int
+) -> Iterator[Row]:
     dropped: list[str] = []
-    records = _records(source, problems.append, 0)
     layout = source.layout
     if layout is None:
-        first = next(records, None)
-        if first is None:
+        head = next(records, None)
+        if head is None:
             raise ValueError(f"{source.hub or source.path}: no rows")
-        layout, records = convert.detect(first), chain([first], records)
+        layout, records = convert.detect(head), chain([head], records)
         if layout not in CHAT_LAYOUTS:
             raise ValueError(f"{source.hub or source.path}: the layout {layout!r} holds preferences, no conversations")
     for conversation in convert.LAYOUTS[layout](records, dropped.append):
@@ -253,12 +273,6 @@ def _chat_rows(source: SourceConfig) -> Iterator[Row]:
         yield Row(conversation, "", _taken(problems), _taken(dropped))
     if problems or dropped:
         yield Row(None, "", _taken(problems), _taken(dropped))
-
-
-def _records(source: SourceConfig, problem: sources.Problem, done: int) -> Iterator[dict[str, Any]]:
-    if source.hub is not None:
-        return hub.rows(source.hub, source.config, source.split, revision=source.revision, skip=done)
-    return sources.rows(_path(source), problem, skip=done)
 
 
 def _path(source: SourceConfig) -> Path:

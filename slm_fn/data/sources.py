@@ -135,7 +135,7 @@ def rows(path: Path | str, problem: Problem | None = None, *, skip: int = 0) -> 
     files = folders.files_of(Path(path), report.fail)
     for file in files:
         _records_only(file)
-    return islice((row for file in files for _, row in records(str(file), dict[str, Any], report.fail)), skip, None)
+    return islice((row for file in files for _, row in records(str(file), dict, report.fail)), skip, None)
 
 
 def named(paths: Iterable[Path | str], problem: Problem | None = None) -> list[tuple[str, str]]:

@@ -181,16 +181,20 @@ def _run(
     cache = None if config.cache_dir is None else corpus.expand(config.cache_dir, os.environ)
     if state.rows:
         watch.note(f"{plan.name}: going on behind row {state.rows:,}, {before.kept:,} documents kept so far")
+
+    def note(line: str) -> None:
+        watch.note(f"{plan.name}: {line}")
+
     pinned = msgspec.structs.replace(source, revision=state.source.get("revision", source.revision))
     state = parts.run(
         folder,
         state,
         CHAT if source.kind == "chat" else ".jsonl",
-        lambda done: refined(corpus.rows(pinned, done, cache), plan.refine, workers),
+        lambda done: refined(corpus.rows(pinned, done, cache, note), plan.refine, workers),
         kept,
         _limits(config, source),
         config.part_bytes,
-        lambda line: watch.note(f"{plan.name}: {line}"),
+        note,
         lambda counts: watch.update(plan.name, counts, before, time.perf_counter() - began),
     )
     return parts.finish(
