@@ -9,6 +9,7 @@ ROOMS = ("core", "nn", "optim", "loss", "text", "data", "lift", "train", "infer"
 install_import_hook([f"slm_fn.{room}" for room in ROOMS], "beartype.beartype")
 
 import inspect  # noqa: E402
+import os  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
@@ -16,12 +17,17 @@ from typing import Any  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from road import road  # noqa: E402, F401 - the fixture that pipeline, cli and serve share
 
 from slm_fn.core import random, tree  # noqa: E402
 from slm_fn.core.types import LMBatch  # noqa: E402
 from slm_fn.loss import lm  # noqa: E402
 from slm_fn.nn import gpt  # noqa: E402
+
+settings.register_profile("quick", max_examples=100, deadline=None)
+settings.register_profile("thorough", max_examples=3000, deadline=None)  # `just test-slow` takes this one
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(autouse=True, scope="session")
