@@ -171,8 +171,8 @@ def _check(saved: Mapping[str, np.ndarray], config: DedupConfig) -> None:
     want = (len(digests), DIGEST), (len(digests), config.num_perm)
     if (digests.shape, signatures.shape) != want or {digests.dtype, signatures.dtype} != {np.dtype(np.uint8)}:
         raise ValueError(
-            f"the saved index of duplicates is damaged: {digests.dtype} {digests.shape} and {signatures.dtype} "
-            f"{signatures.shape} are not bytes of {want[0]} and {want[1]}; prepare again"
+            f"the saved index of duplicates is damaged: digests {digests.dtype} {digests.shape} and signatures "
+            f"{signatures.dtype} {signatures.shape} are not bytes of {want[0]} and {want[1]}; prepare again"
         )
 
 
