@@ -52,6 +52,7 @@ LIST = "1. Strength training\n2. Interval training\n3. Mindset\n4. Rest and food
             talk("a", LIST, "b", LIST),
         ),
         (filters.repeats_turns(), talk("a", "Yes.", "b", "Yes."), talk("a", LIST, "b", LIST.upper() + " So be it.")),
+        (filters.repeats_turns(), HELLO, talk("a", LIST, "b", "Something else, that has more words.", "c", LIST)),
         (filters.repeats_turns(2, 0.0), talk("x y", "x y"), talk("a", "x y z", "b", "w x y")),
     ],
 )

@@ -59,6 +59,11 @@ def test_rows_are_as_few_as_can_be() -> None:
     assert sorted(i for row in rows.best_fit(lengths, 128, 1) for i in row) == list(range(5000))
 
 
+def test_each_goes_where_it_leaves_the_least_room() -> None:
+    assert sorted(map(sorted, rows.best_fit([7, 6, 3], 10))) == [[0, 2], [1]]
+    assert sorted(map(sorted, rows.best_fit([6, 7, 3], 10))) == [[0], [1, 2]]
+
+
 def test_the_seed_chooses_among_equals() -> None:
     assert rows.best_fit([5] * 40, 10, 0) != rows.best_fit([5] * 40, 10, 1)
     assert rows.pack([], LIMIT) == []
