@@ -119,7 +119,7 @@ def load(
     place = locate(path)
     if (place / checkpoint.STATE).is_file():
         checkpoint.check(place)
-    told = _decode(place / CONFIG, Description)
+    told = decode(place / CONFIG, Description)
     tokenizer = Tokenizer.load(place / TOKENIZER)
     if tokenizer.fingerprint != told.tokenizer_fingerprint:
         raise ValueError(
@@ -129,10 +129,15 @@ def load(
     params = checkpoint.load_weights(place, like, raw)
     target = devices.resolve(device) if isinstance(device, str) else device
     params = tree.to_device(tree.cast(params, dtype or devices.precision(target)), target)
-    return Model(told.model, params, tokenizer, _decode(place / GENERATION, Generation))
+    return Model(told.model, params, tokenizer, decode(place / GENERATION, Generation))
 
 
-def _decode(path: Path, kind: type[T]) -> T:
+def decode(path: Path, kind: type[T]) -> T:
+    """Read one of a model folder's JSON files.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or says something else.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
