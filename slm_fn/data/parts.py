@@ -177,7 +177,7 @@ def run(
     tell: Callable[[str], None],
     progress: Callable[[Counts], None],
 ) -> State:
-    """Write what `rows` (from the n-th on) leaves into the folder, going on from its journal `state`.
+    """Write what `rows` (from the n-th on) leaves into the folder, going on from `state`, which `standing` has given.
 
     An error of the rows goes up and leaves what whole blocks gave; `kept` then knows more than the disk does.
 
@@ -186,7 +186,8 @@ def run(
         tell: takes a line for each thing that could not be read.
         progress: is told the counts every so often.
     """
-    _begin(folder, state)
+    if state.rows == 0:
+        files.write(folder / STATE, _json(state))
     with closing(rows(state.rows)) as stream:
         ended = state.full
         while not ended:
@@ -195,15 +196,6 @@ def run(
             ended = full or block.rows == 0
             state = _commit(folder, state, ending, block, full, kept.near.save(first_near))
     return state
-
-
-def _begin(folder: Path, state: State) -> None:
-    """Write the first journal; what a killed block left behind the journal goes."""
-    if not (folder / STATE).is_file():
-        files.write(folder / STATE, _json(state))
-    for file in folder.glob("part_*"):
-        if int(file.name[5:10]) >= len(state.parts):
-            file.unlink()
 
 
 def _fill(
@@ -259,7 +251,9 @@ def finish(folder: Path, metadata: Metadata) -> Metadata:
 
 
 def standing(folder: Path) -> Metadata | State | None:
-    """What a folder holds: a finished source, one under way, or nothing. What a kill left of temporary files goes.
+    """What a folder holds: a finished source, one under way, or nothing.
+
+    What a killed process left that no journal tells of goes, before anybody takes its digests for those of kept texts.
 
     Raises:
         ValueError: files that are no prepared source, or a journal that cannot be read.
@@ -272,8 +266,13 @@ def standing(folder: Path) -> Metadata | State | None:
         (folder / STATE).unlink(missing_ok=True)
         return metadata
     state = _read(folder / STATE, State)
-    if state is None and any(folder.iterdir()):
+    if state is None:
+        if not any(folder.iterdir()):
+            return None
         raise ValueError(f"{folder} holds files that are no prepared source; take another --out, or another name")
+    for file in folder.glob("part_*"):
+        if int(file.name[5:10]) >= len(state.parts):
+            file.unlink()
     return state
 
 
