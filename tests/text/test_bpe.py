@@ -1,8 +1,10 @@
 """Training: deterministic, complete over bytes, split as Qwen-2 splits, truthful about its size."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from slm_fn.text import bpe
+from slm_fn.text import bpe, merges
 from slm_fn.text.tokenizer import Tokenizer
 
 from .conftest import CORPUS
@@ -60,3 +62,39 @@ def test_bad_settings_are_said_plainly() -> None:
     for empty in ([], ["", ""]):
         with pytest.raises(ValueError, match="the corpus is empty"):
             bpe.train(empty, 300)
+
+
+texts = st.lists(st.text(alphabet="ab \n'1.é", max_size=60), min_size=1, max_size=6)
+
+
+@given(corpus=texts, size=st.integers(262, 300), least=st.integers(1, 3))
+def test_the_three_methods_give_one_tokenizer(corpus: list[str], size: int, least: int) -> None:
+    if not any(corpus):
+        return
+    made = [bpe.train(corpus, size, (*bpe.SPECIALS,), least, method=method).to_json() for method in METHODS]
+    assert made[0] == made[1] == made[2]
+
+
+METHODS = ("fast", "heap", "basic")
+
+
+def test_fast_takes_rustbpe_and_heap_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    heap = merges.heap
+    monkeypatch.setattr(merges, "heap", lambda *args: calls.append("heap") or heap(*args))
+    frequent = ["to be or not to be"] * 50
+    assert bpe.train(frequent, 270).vocab_size == 270
+    assert calls == []
+    bpe.train(iter(frequent), 270)  # read once only
+    bpe.train(frequent, 5000)  # more than there is
+    bpe.train(frequent, 270, min_frequency=51)
+    assert calls == ["heap"] * 3
+
+
+def test_the_order_of_documents_does_not_matter() -> None:
+    assert bpe.train(CORPUS[::-1], 400).to_json() == bpe.train(CORPUS, 400).to_json()
+
+
+def test_ranks_without_a_history_are_no_merges() -> None:
+    ranks = {byte: i for i, byte in enumerate(bpe.BYTES)}
+    assert bpe.from_ranks({**ranks, b"abc": 256}) is None

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from slm_fn.text import bpe
 from slm_fn.text.spelling import BYTE_OF
 from slm_fn.text.tokenizer import Tokenizer
-from slm_fn.text.utf8 import Utf8, flush, push
 
 TRAINED = bpe.train(["to be or not to be <|end|> é 日本 😀 \r\n\r\n  x"] * 5, 330)
 """Not a fixture: hypothesis draws many texts for one."""
@@ -94,33 +93,6 @@ def test_decoding_leaves_control_tokens_out_and_marks_broken_bytes(tokenizer: To
     assert tokenizer.decode([tokenizer.special("<|user|>"), *ids, tokenizer.special("<|end|>")]) == "to be"
     half = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\xf0")
     assert tokenizer.decode([half, *ids]) == "\ufffdto be"
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    parts=st.lists(st.one_of(st.binary(max_size=5), st.text(max_size=3).map(str.encode)), max_size=8),
-    cut=st.integers(1, 4),
-)
-def test_streamed_text_is_the_whole_text(parts: list[bytes], cut: int) -> None:
-    data, state, out = b"".join(parts), Utf8(), ""
-    for begin in range(0, len(data), cut):
-        state, text = push(state, data[begin : begin + cut])
-        out += text
-    assert out + flush(state) == data.decode("utf-8", "replace")
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=20))
-def test_a_stream_of_valid_bytes_emits_whole_characters_as_soon_as_they_are_there(text: str) -> None:
-    state, out = Utf8(), ""
-    for character in text:
-        for byte in character.encode():
-            before = state
-            state, got = push(state, bytes([byte]))
-            assert push(before, bytes([byte])) == (state, got)
-            out += got
-        assert state == Utf8()
-    assert out == text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The fast encoder is taken where it is exact; where it is not, the reason is said and the ids are the same."""
+
+import tokenizers
+
+from slm_fn.text import bpe, char, engine, fallback
+from slm_fn.text.tokenizer import Tokenizer
+
+from .conftest import CORPUS
+
+
+def test_known_splits_are_encoded_by_gigatoken() -> None:
+    for pattern in ("qwen2", "gpt2", "cl100k", "llama3"):
+        chosen = bpe.train(CORPUS, 300, pattern=pattern).engine
+        assert (chosen.name, chosen.slow) == ("gigatoken", False)
+
+
+def test_others_fall_back_and_say_why(tokenizer: Tokenizer) -> None:
+    own = bpe.train(CORPUS, 300, pattern=r"\w+|\W").engine
+    assert own.slow
+    assert "gigatoken does not take this tokenizer" in own.reason
+    assert "\n" not in own.reason
+    assert "byte-fallback" in fallback.train(CORPUS, 300).engine.reason
+    assert char.train(CORPUS).engine.name == "table"
+
+
+def test_an_encoder_with_other_ids_is_not_trusted() -> None:
+    """A normaliser that gigatoken may or may not know: whatever it does, the ids are the library's."""
+    theirs = tokenizers.Tokenizer.from_str(bpe.train(CORPUS, 300).to_json())
+    theirs.normalizer = tokenizers.normalizers.Lowercase()
+    theirs.encode_special_tokens = True
+    chosen = engine.choose(theirs, "bpe")
+    text = "TO BE Or not"
+    assert chosen.encode([text.encode()]).ids.tolist() == theirs.encode(text).ids
+
+
+def test_nothing_is_an_empty_row() -> None:
+    for made in (bpe.train(CORPUS, 300), fallback.train(CORPUS, 300), char.train(CORPUS)):
+        assert made.encode_flat([]).ids.tolist() == []
+        assert made.encode_flat([]).offsets.tolist() == [0]
+        assert made.encode_flat(["", "a", ""]).offsets.tolist() == [0, 0, 1, 1]

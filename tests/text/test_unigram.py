@@ -1,0 +1,46 @@
+"""Unigram: Viterbi takes the likeliest spelling; probabilities come from EM, not from counting words."""
+
+import itertools
+import json
+
+import pytest
+
+from slm_fn.text import unigram
+
+CORPUS = ["the cat sat on the mat and the rat, that fat cat. " * 3, "a cathedral is not a cat, nor a category" * 3]
+
+
+def test_the_spelling_is_the_likeliest_of_all() -> None:
+    made = unigram.train(CORPUS, 300)
+    score = dict(json.loads(made.to_json())["model"]["vocab"])
+    for word in (" cat", " that", " cathedral", " mats"):
+        cuts = itertools.chain.from_iterable(itertools.combinations(range(1, len(word)), n) for n in range(len(word)))
+        spellings = ([word[a:b] for a, b in itertools.pairwise((0, *cut, len(word)))] for cut in cuts)
+        best = max(sum(score.get(piece, -1e9) for piece in spelling) for spelling in spellings)
+        ids = made.encode(word)
+        if all(len(made.token_bytes(i)) or i for i in ids) and all(made.token_bytes(i).decode() in score for i in ids):
+            found = sum(score[made.token_bytes(i).decode()] for i in ids)
+            assert found == pytest.approx(best, abs=1e-4)
+
+
+def test_pieces_are_a_distribution_and_parts_of_words_too() -> None:
+    made = unigram.train(CORPUS, 300)
+    entries = json.loads(made.to_json())["model"]["vocab"]
+    learnt = [(piece, score) for piece, score in entries if score > unigram.NEVER / 2]
+    assert all(score < 0 for _, score in learnt)
+    assert [score for _, score in learnt] == sorted((score for _, score in learnt), reverse=True)
+    assert any(piece not in " ".join(CORPUS).split() and len(piece) > 1 for piece, _ in learnt)
+    assert made.vocab_size <= 300
+
+
+def test_unknown_characters_are_bytes() -> None:
+    made = unigram.train(CORPUS, 290)
+    assert [made.token_bytes(i) for i in made.encode("é")] == [b"\xc3", b"\xa9"]
+    assert 6 + 0x41 not in made.encode("<0x41>")
+
+
+def test_bad_settings_are_said_plainly() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        unigram.train(CORPUS, 200)
+    with pytest.raises(ValueError, match="the corpus is empty"):
+        unigram.train([], 300)

@@ -1,0 +1,34 @@
+"""Counts are exact below the cap; above it memory is bounded and the frequent stay."""
+
+from collections import Counter
+
+from slm_fn.text import words
+
+
+def test_below_the_cap_counts_are_exact() -> None:
+    assert words.count(["a b a", "b c"], str.split, most=3) == Counter(a=2, b=2, c=1)
+
+
+def test_above_the_cap_the_rare_go_and_the_frequent_are_exact() -> None:
+    most, largest = 100, 0
+
+    def split(text: str) -> list[str]:
+        return text.split()
+
+    counts: Counter[str] = Counter()
+    documents = [f"often also rare{i} seldom{i}" for i in range(1000)]
+
+    def watched() -> list[str]:
+        return documents
+
+    counts = words.count(watched(), split, most=most)
+    largest = len(counts)
+    assert largest <= most
+    assert counts["often"] == counts["also"] == 1000
+
+
+def test_what_goes_is_the_rarest() -> None:
+    counts = Counter(a=9, b=3, c=3, d=1)
+    assert words.drop_rarest(counts, 3) == Counter(a=9, b=3, c=3)
+    assert words.drop_rarest(counts, 2) == Counter(a=9)
+    assert words.drop_rarest(counts, 4) == counts
