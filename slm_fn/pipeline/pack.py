@@ -129,16 +129,18 @@ def _pack(
 def _advice(config: PackConfig, info: packs.PackInfo) -> Iterable[str]:
     """What someone who asked for a held-out part should know about it."""
     val, asked = info.splits["val"], config.val_fraction > 0 and not config.val_names
-    if asked and not val.documents and config.split_by == "document":
-        yield (
-            f"note: nothing was held out: of {info.splits['train'].documents} document(s) none falls into a share of "
-            f"{config.val_fraction:g}; there will be no validation loss. Hold out blocks of text with --split-by block, "
-            "a document by name with --val-name, or more with --val-fraction"
+    if asked and not val.documents:
+        what, other = (
+            ("block of the text", "")
+            if config.split_by == "block"
+            else (
+                f"one of {info.splits['train'].documents} document(s)",
+                "hold out blocks of text with --split-by block, a document by name with --val-name, or ",
+            )
         )
-    elif asked and not val.documents:
         yield (
-            "note: nothing was held out: no block of the text falls into a share of "
-            f"{config.val_fraction:g}; there will be no validation loss. Hold out more with --val-fraction"
+            f"note: nothing was held out, no {what} falls into a share of {config.val_fraction:g}, and there will be "
+            f"no validation loss; {other}raise --val-fraction"
         )
     elif val.documents and val.tokens <= config.seq_len:
         yield (

@@ -5,7 +5,7 @@ Invariant: the vocabulary is the pack's; a config that says another is an error,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from slm_fn.core import random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.core.types import Apply, Params
+from slm_fn.data import mix, stream
 from slm_fn.data import pack as packs
-from slm_fn.data import stream
+from slm_fn.data.mix import Mixture
 from slm_fn.evaluate.perplexity import batch_likelihood, bits_per_byte
 from slm_fn.infer import decode
+from slm_fn.lift.documents import isolate
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
@@ -36,24 +38,29 @@ from slm_fn.train.step import init_state, step_with
 
 def pretrain(
     config: Config,
-    data: Path | str,
+    data: Path | str | Sequence[Path | str],
     out: Path | str,
     device: str = "auto",
     resume: str = "auto",
     live: bool | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Outcome:
-    """Train a decoder on a pack from random weights; goes on where a killed run stopped.
+    """Train a decoder on one pack or several from random weights; goes on where a killed run stopped.
+
+    Args:
+        weights: each pack's share of the rows, in any unit; by default its tokens, as if the packs were one.
 
     Raises:
-        ValueError: the pack is broken, has another vocabulary than the config, or windows longer than its context.
+        ValueError: a pack is broken, has another tokenizer than the others, another vocabulary than the config, or
+            windows longer than its context.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    pack = packs.open_pack(data)
-    tokenizer = Tokenizer.load(Path(data) / models.TOKENIZER)
-    packs.check_tokenizer(pack, tokenizer.fingerprint)
-    shape, settings = _shape(config.model, pack), config.pretrain.train
+    mixture, tokenizer = _open([data] if isinstance(data, str | Path) else data, weights)
+    shape, settings = _shape(config.model, mixture.packs[0]), config.pretrain.train
     place = devices.resolve(device)
     apply = devices.compute_in(devices.dtype_of(settings.precision, place))(partial(gpt.apply, shape))
+    if config.pretrain.isolate_documents:
+        apply = isolate(mixture.packs[0].info.eos)(apply)
     tx = recipes.make(
         config.pretrain.optim,
         settings.total_steps,
@@ -67,13 +74,22 @@ def pretrain(
         name="pretrain",
         state=init_state(params, tx),
         step=step,
-        batch_at=lambda position: stream.lm_batch(pack, "train", settings.seed, position, settings.batch_size),
-        evaluate=_evaluator(apply, pack, config, place),
+        batch_at=lambda position: mix.lm_batch(mixture, "train", settings.seed, position, settings.batch_size),
+        evaluate=_evaluator(apply, mixture, config, place),
         sample=_sampler(shape, tokenizer, generation),
         model_files=models.describe(shape, tokenizer, generation),
-        data_hash=pack.digest,
+        data_hash=mixture.digest,
     )
     return train(stage, config, settings, out, resume, live)
+
+
+def _open(data: Sequence[Path | str], weights: Sequence[float] | None) -> tuple[Mixture, Tokenizer]:
+    opened = [packs.open_pack(path) for path in data]
+    mixture = mix.mix(opened, weights)
+    tokenizer = Tokenizer.load(opened[0].path / models.TOKENIZER)
+    for pack in opened:
+        packs.check_tokenizer(pack, tokenizer.fingerprint)
+    return mixture, tokenizer
 
 
 def _shape(model: ModelConfig, pack: packs.Pack) -> ModelConfig:
@@ -91,21 +107,23 @@ def _shape(model: ModelConfig, pack: packs.Pack) -> ModelConfig:
     return gpt.check(msgspec.structs.replace(model, vocab_size=info.vocab_size))
 
 
-def _evaluator(apply: Apply, pack: packs.Pack, config: Config, device: Any) -> Callable[[Params], dict[str, float]]:
-    """Loss and bits per byte on fixed held-out windows; nothing when the pack holds none."""
+def _evaluator(apply: Apply, mixture: Mixture, config: Config, device: Any) -> Callable[[Params], dict[str, float]]:
+    """Loss and bits per byte on fixed held-out windows, mixed as those to train on; nothing when no pack holds any."""
     settings = config.pretrain.train
-    held_out = pack.info.splits["val"]
-    total = stream.num_windows(pack, "val")
-    if not total:
+    judged = [(p, s) for p, s in zip(mixture.packs, mixture.shares, strict=True) if stream.num_windows(p, "val")]
+    if not judged:
         return lambda params: {}
+    held_out = mix.mix(*zip(*judged, strict=True))
+    total = sum(stream.num_windows(pack, "val") for pack in held_out.packs)
     rows = min(settings.batch_size, total)
     batches = max(1, min(settings.eval_batches, total // rows))
+    splits = [pack.info.splits["val"] for pack in held_out.packs]
+    bytes_per_token = sum(n * s.num_bytes / s.tokens for n, s in zip(held_out.shares, splits, strict=True))
 
     def evaluate(params: Params) -> dict[str, float]:
-        fixed = (tree.to_device(stream.lm_batch(pack, "val", 0, i, rows), device) for i in range(batches))
+        fixed = (tree.to_device(mix.lm_batch(held_out, "val", 0, i, rows), device) for i in range(batches))
         loss = batch_likelihood(apply, params, fixed).loss_nats
-        per_byte = bits_per_byte(loss * held_out.tokens, held_out.num_bytes)
-        return {"val_loss": loss, "val_bits_per_byte": per_byte}
+        return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, bytes_per_token)}
 
     return evaluate
 

@@ -51,14 +51,6 @@ def test_ids_are_little_endian_and_as_wide_as_the_vocabulary_needs(
     assert np.frombuffer(raw, dtype).tolist() == everything(pack, "train")
 
 
-def test_workers_change_no_byte(make_pack: MakePack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slm_fn.data.encode.BATCH_DOCUMENTS", 3)  # many batches under way at once
-    alone = make_pack("alone", workers=0)
-    together = make_pack("together", workers=2)
-    assert contents(alone.path) == contents(together.path)
-    assert alone.digest == together.digest
-
-
 def test_packing_streams(make_pack: MakePack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_fn.data.encode.BATCH_DOCUMENTS", 2)
     read, behind = 0, []
