@@ -53,7 +53,7 @@ class Mixture(NamedTuple):
         return hashlib.sha256(told.encode()).hexdigest()
 
 
-def mix(packs: Sequence[Pack], weights: Sequence[float] | None = None) -> Mixture:
+def mix(packs: Sequence[Pack], weights: Sequence[int | float] | None = None) -> Mixture:
     """Packs with their shares of the rows; by default as many as they have tokens to train on.
 
     Raises:
@@ -86,7 +86,7 @@ def mix(packs: Sequence[Pack], weights: Sequence[float] | None = None) -> Mixtur
     return Mixture(tuple(packs), counts, cycle, before)
 
 
-def whole(weights: Sequence[float]) -> tuple[int, ...]:
+def whole(weights: Sequence[int | float]) -> tuple[int, ...]:
     """Whole numbers in the ratio of the weights, their sum at most `CYCLE` if the ratio has to be rounded.
 
     Example:

@@ -178,7 +178,9 @@ def open_pack(path: Path | str, verify: bool = False) -> Pack:
     mapped = {
         name: tuple(_map(path, shard, dtype, verify) for shard in split.shards) for name, split in info.splits.items()
     }
-    ends = {name: np.cumsum([shard.tokens for shard in split.shards]) for name, split in info.splits.items()}
+    ends = {
+        name: np.cumsum([shard.tokens for shard in split.shards], dtype=np.int64) for name, split in info.splits.items()
+    }
     return Pack(path, info, mapped, ends, hashlib.sha256(raw).hexdigest())
 
 

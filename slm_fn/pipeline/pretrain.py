@@ -43,7 +43,7 @@ def pretrain(
     device: str = "auto",
     resume: str = "auto",
     live: bool | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[int | float] | None = None,
 ) -> Outcome:
     """Train a decoder on one pack or several from random weights; goes on where a killed run stopped.
 
@@ -83,7 +83,7 @@ def pretrain(
     return train(stage, config, settings, out, resume, live)
 
 
-def _open(data: Sequence[Path | str], weights: Sequence[float] | None) -> tuple[Mixture, Tokenizer]:
+def _open(data: Sequence[Path | str], weights: Sequence[int | float] | None) -> tuple[Mixture, Tokenizer]:
     opened = [packs.open_pack(path) for path in data]
     mixture = mix.mix(opened, weights)
     tokenizer = Tokenizer.load(opened[0].path / models.TOKENIZER)
