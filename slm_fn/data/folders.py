@@ -33,7 +33,7 @@ def files_of(path: Path, fail: Fail) -> list[Path]:
             raise ValueError(
                 f"{shown(path)} is not one of {kinds}, or these with {' or '.join(CODECS)}; rename it or convert it"
             )
-        trouble = _trouble(path)
+        trouble = _trouble(str(path))
         if trouble:
             fail(trouble)
         return [] if trouble else [path]
@@ -44,32 +44,33 @@ def files_of(path: Path, fail: Fail) -> list[Path]:
         told += 1
         fail(line)
 
-    found = _below(path, tell)
+    found = _below(str(path), tell)
     if not found and not told:
         fail(f"the corpus is empty: no {kinds} files below {shown(path)}")
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+    return sorted(map(Path, found), key=lambda file: file.relative_to(path).as_posix())
 
 
-def _below(top: Path, fail: Fail) -> list[Path]:
-    found: list[Path] = []
+def _below(top: str, fail: Fail) -> list[str]:
+    """Without calls in calls: a tree may be deeper than they go."""
+    found: list[str] = []
     ahead, entered = [top], set()
     while ahead:
         folder = ahead.pop()
         try:
-            status = folder.stat()
-            entries = sorted(folder.iterdir())
+            status, names = os.stat(folder), sorted(os.listdir(folder))
         except OSError as error:
             fail(f"{shown(folder)}: {error.strerror}; the folder is left out; change its permissions or move it away")
             continue
         if (status.st_dev, status.st_ino) in entered:  # a link back, or a second link: its files are read already
             continue
         entered.add((status.st_dev, status.st_ino))
-        for path in entries:
-            if path.name.startswith("."):
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.startswith("."):
                 continue
-            if _is_folder(path):
+            if os.path.isdir(path):
                 ahead.append(path)
-            elif kind(path.name) is not None:
+            elif kind(name) is not None:
                 trouble = _trouble(path)
                 if trouble:
                     fail(trouble)
@@ -78,19 +79,12 @@ def _below(top: Path, fail: Fail) -> list[Path]:
     return found
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _trouble(path: Path) -> str:
+def _trouble(path: str) -> str:
     """Why a path with the name of a file cannot be read, in one line, or nothing."""
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except OSError as error:
-        link = "a link to nowhere, or round in a circle" if path.is_symlink() else error.strerror
+        link = "a link to nowhere, or round in a circle" if os.path.islink(path) else error.strerror
         return f"{shown(path)}: {link}; left out"
     if not stat.S_ISREG(mode):
         return f"{shown(path)}: a pipe, a socket or a device, and no file; left out"

@@ -6,6 +6,7 @@ Invariant: a record that is not of its type is told with file and number, and th
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,33 +20,18 @@ T = TypeVar("T")
 
 def records(file: str, kind: type[T], fail: Fail) -> Iterator[tuple[int, T]]:
     """The lines of JSONL or the rows of parquet, each as `kind`."""
-    decoder = msgspec.json.Decoder(kind)
-
-    def decode(line: bytes) -> T:
-        row = decoder.decode(line)
-        if b"\\ud" in line or b"\\uD" in line:
-            msgspec.json.encode(row)  # JSON can spell half a surrogate pair, which is no text that anything can encode
-        return row
-
     if _is_jsonl(file):
-        yield from _lines(file, decode, fail)
+        yield from _lines(file, msgspec.json.Decoder(kind).decode, fail)
     else:
         yield from _rows(file, None, kind, fail)
 
 
 def texts(file: str, column: str, fail: Fail) -> Iterator[tuple[int, str]]:
     """The text in one field of each line of JSONL, or in one column of parquet."""
-    kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
-    decoder = msgspec.json.Decoder(kind)
-
-    def decode(line: bytes) -> str:
-        text: str = decoder.decode(line).text
-        if not text.isascii():
-            text.encode()  # cheaper than to look for the escape in the line
-        return text
-
     if _is_jsonl(file):
-        yield from _lines(file, decode, fail)
+        kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
+        for number, row in _lines(file, msgspec.json.Decoder(kind).decode, fail):
+            yield number, row.text
     else:
         yield from _rows(file, column, str, fail)
 
@@ -59,7 +45,7 @@ def _lines(file: str, decode: Callable[[bytes], T], fail: Fail) -> Iterator[tupl
         try:
             row = decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         except _UNREADABLE as error:
-            fail(f"{shown(file)}, line {number}: {_why(error)}")
+            fail(f"{shown(file)}, line {number}: {_why(error, line)}")
         else:
             yield number, row
 
@@ -72,17 +58,20 @@ def _rows(file: str, column: str | None, kind: type[T], fail: Fail) -> Iterator[
                     raise value
                 row = msgspec.convert(value, kind)
             except _UNREADABLE as error:
-                fail(f"{shown(file)}, row {number}: {_why(error)}")
+                fail(f"{shown(file)}, row {number}: {_why(error, b'')}")
             else:
                 yield number, row
 
 
-_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_HALF = re.compile(rb"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])")
+"""JSON can spell what is no text that anything can encode; msgspec refuses it, but takes it for a line cut off."""
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, line: bytes) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} of the line is not UTF-8"
-    if isinstance(error, UnicodeEncodeError):
-        return f"half a surrogate pair at character {error.start}"
+        return f"{error.object[error.start : error.start + 1]!r} is not UTF-8"  # the place is the string's alone
+    half = _HALF.search(line)
+    if half:
+        return f"half a surrogate pair, {half[0].decode()}"
     return "nested too deep" if isinstance(error, RecursionError) else str(error)

@@ -43,7 +43,7 @@ def test_pieces_join_to_the_text_and_depend_on_it_alone(blocks: list[str], limit
     assert found == list(formats.pieces([text], limit)) == list(formats.pieces(list(text), limit))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(text=SPACED, limit=st.integers(4, 40))
 def test_no_split_pattern_crosses_a_cut_while_there_is_a_safe_place(text: str, limit: int) -> None:
     pieces, start, forced = list(formats.pieces([text], limit)), 0, False

@@ -1,16 +1,24 @@
 """Reading: exact bytes, sorted, without the network; every error names its file and line."""
 
+import gzip
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from slm_fn.data import sources
-from slm_fn.data.sources import Document, Message
+from slm_fn.data import formats, sources
+from slm_fn.data.sources import PIECE, Document, Message
 from slm_fn.text import chat
 
 ODD = "\ufeffone \r\ntwo\t \r\n\r\n\n\x85\u2028\x0c last\r  "
@@ -86,6 +94,241 @@ def test_missing_and_empty_are_said_before_anything_is_read(tmp_path: Path) -> N
         sources.read([])
 
 
+def test_every_format_and_compression_gives_the_same_documents(tmp_path: Path) -> None:
+    texts = ["one\r\n", "two é", "x" * 20_000]
+    made = {
+        "a.txt": texts[1].encode(),
+        "b.jsonl": b"".join(json.dumps({"id": i, "body": text}).encode() + b"\n" for i, text in enumerate(texts)),
+    }
+    table = pyarrow.table({"id": range(3), "body": texts})
+    parquet.write_table(table, tmp_path / "c.parquet", row_group_size=2)
+    made["c.parquet"] = (tmp_path / "c.parquet").read_bytes()
+    for name, data in made.items():
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+        (tmp_path / f"{name}.zst").write_bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
+    expected = []
+    for end in ("", ".gz", ".zst"):
+        expected.append(Document(f"a.txt{end}", texts[1]))
+        expected += [
+            Document(f"{n}{end}:{i}", text) for n in ("b.jsonl", "c.parquet") for i, text in enumerate(texts, 1)
+        ]
+    assert sorted(sources.read([tmp_path], column="body")) == sorted(expected)
+    for path in sorted(tmp_path.glob("[bc].*")):
+        assert [row["body"] for row in sources.rows(path)] == texts
+        assert [row["id"] for row in sources.rows(path, skip=1)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.md.zst"])
+def test_long_texts_come_in_parts(tmp_path: Path, name: str) -> None:
+    text = " \n" * (PIECE // 2 + 9) + "A line, and é.\n\n\nAnother one\n" * 80_000 + "\t" * (PIECE + 9)
+    data = {
+        "a.txt": text.encode(),
+        "a.jsonl": json.dumps({"text": text}).encode(),
+        "a.md.zst": pyarrow.compress(text.encode(), codec="zstd", asbytes=True),
+    }
+    if name in data:
+        (tmp_path / name).write_bytes(data[name])
+    else:
+        parquet.write_table(pyarrow.table({"text": [text]}), tmp_path / name)
+    found = list(sources.read([tmp_path]))
+    assert [d.part for d in found] == list(range(len(found)))
+    assert len({d.name for d in found}) == 1
+    assert [d.text for d in found] == list(formats.pieces([text]))
+    assert "".join(d.text for d in found) == text
+
+
+def test_a_megabyte_of_white_space_is_no_document(tmp_path: Path) -> None:
+    seen: list[str] = []
+    for end in (b"", b"\xff"):
+        (tmp_path / "a.txt").write_bytes(b" \n" * PIECE + end)
+        (tmp_path / "b.txt").write_bytes(b"b")
+        assert [d.name for d in sources.read([tmp_path], seen.append)] == ["b.txt"]
+    assert len(seen) == 2
+    assert seen[0].endswith("a.txt: no text in it; passed over")
+    assert f"byte {2 * PIECE} (0xff) is not UTF-8" in seen[1]
+
+
+def cut_parquet(path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["x"] * 99}), path)
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def column(**columns: list[int]) -> Callable[[Path], Any]:
+    return lambda path: parquet.write_table(pyarrow.table(columns), path)
+
+
+def wrong_utf8_parquet(path: Path) -> None:
+    raw = pyarrow.array([b"kept", b"\xff", None, b"more"], pyarrow.binary())
+    parquet.write_table(pyarrow.table({"text": raw.cast(pyarrow.string(), safe=False)}), path)
+
+
+def pipe_end(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(path.parent)  # the address of a socket is short
+        end.bind(path.name)
+        os.fchdir(here)
+        os.close(here)
+
+
+def loop(path: Path) -> None:
+    path.mkdir()
+    (path / "back").symlink_to(path, target_is_directory=True)
+    (path / "k.txt").write_text("kept")
+
+
+def twins(path: Path) -> None:
+    for folder in ("one", "two"):
+        (path / folder).mkdir(parents=True)
+        (path / folder / "t.txt").write_text(folder)
+
+
+Make = Callable[[Path], Any]
+JSON_LINES = (
+    rb"""{"text": "kept"}
+[1]
+{"body": "x"}
+{"text": 3}
+{"text": "\ud83d"}
+{"text": "\ud83d\ude00"}
+{"text": "a\u0000b"}
+{"text"
+nan
+"""
+    + b'{"text": "\xff"}\n{"text": "kept too"}\n'
+    + b'{"a": ' * 5000
+)
+FUZZ: list[tuple[str, Make, list[str], list[str]]] = [
+    ("m.txt", lambda p: p.write_bytes(b""), ["m.txt: no text in it"], []),
+    ("m.jsonl", lambda p: p.write_bytes(b"\n\n"), ["m.jsonl: no text in it"], []),
+    ("m.txt.gz", lambda p: p.write_bytes(b""), ["m.txt.gz: no text in it"], []),
+    ("m.parquet", lambda p: p.write_bytes(b""), ["m.parquet: not parquet, or cut off: .*; fetch the file again"], []),
+    ("m.parquet", cut_parquet, ["m.parquet: not parquet, or cut off: .*; fetch the file again"], []),
+    (
+        "m.parquet",
+        wrong_utf8_parquet,
+        [r"row 2: b'\\xff' is not UTF-8", "row 3: Expected `str`, got `null`"],
+        ["kept", "more"],
+    ),
+    ("m.parquet", lambda p: parquet.write_table(pyarrow.table({"x": [1]}), p), ["no column `text`; there are x"], []),
+    (
+        "m.parquet",
+        lambda p: parquet.write_table(pyarrow.table({"text": [1]}), p),
+        ["row 1: Expected `str`, got `int"],
+        [],
+    ),
+    (
+        "m.txt.gz",
+        lambda p: p.write_bytes(gzip.compress(b"kept")[:-6]),
+        [r"m.txt.gz: the gzip stream breaks after 4 bytes \(.*\); what comes before is kept; fetch the file again"],
+        ["kept"],
+    ),
+    (
+        "m.jsonl.gz",
+        lambda p: p.write_bytes(gzip.compress(b'{"text": "kept"}\n{"te')[:-6]),
+        ["m.jsonl.gz: the gzip stream breaks after 21 bytes"],
+        ["kept"],
+    ),
+    (
+        "m.txt",
+        lambda p: p.write_bytes(b"kept\xe9"),
+        [r"m.txt: byte 4 \(0xe9\) is not UTF-8; .* from there on"],
+        ["kept"],
+    ),
+    ("m.txt", lambda p: p.write_bytes(b"a\0b"), [], ["a\0b"]),
+    ("m.txt", lambda p: p.write_bytes(b"\x89PNG\r\n\0"), ["m.txt: not text but binary"], []),
+    (
+        "m.jsonl",
+        lambda p: p.write_bytes(JSON_LINES),
+        [
+            "line 2: Expected `object`, got `array`",
+            "line 3: .*missing required field `text`",
+            "line 4: Expected `str`, got `int`",
+            "line 5: half a surrogate pair",
+            "line 8: Input data was truncated",
+            "line 9: Input data was truncated",
+            r"line 10: b'\\xff' is not UTF-8",
+            "line 12: nested too deep",
+        ],
+        ["kept", "\U0001f600", "a\0b", "kept too"],
+    ),
+    ("m.txt", os.mkfifo, ["m.txt: a pipe, a socket or a device, and no file; left out"], []),
+    ("m.txt", pipe_end, ["m.txt: a pipe, a socket or a device, and no file; left out"], []),
+    ("m.txt", lambda p: p.symlink_to("m.txt"), ["m.txt: a link to nowhere, or round in a circle; left out"], []),
+    ("m.txt", lambda p: p.symlink_to("gone"), ["m.txt: a link to nowhere, or round in a circle; left out"], []),
+    ("m", loop, [], ["kept"]),
+    ("m", twins, [], ["one", "two"]),
+    ("m\n\udcff.txt", lambda p: p.write_bytes(b""), [r"m\\n\\udcff.txt: no text in it"], []),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "told", "kept"), FUZZ)
+def test_each_trouble_is_one_line_and_the_rest_is_kept(
+    tmp_path: Path, name: str, make: Make, told: list[str], kept: list[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("first")
+    lines(tmp_path / "z.jsonl", {"text": "last"})
+    make(tmp_path / name)
+    seen: list[str] = []
+    found = [d.text for d in sources.read([tmp_path], seen.append)]
+    assert found == ["first", *kept, "last"]
+    assert len(seen) == len(told)
+    for line, expected in zip(seen, told, strict=True):
+        assert line == line.splitlines()[0]
+        assert line.startswith(str(tmp_path))
+        assert re.search(expected, line), line
+
+
+def test_a_folder_and_a_file_without_permission(tmp_path: Path) -> None:
+    """In a child that is nobody: permissions do not bind root."""
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/b.txt").write_text("secret")
+    (tmp_path / "c.txt").write_text("secret")
+    (tmp_path / "d.jsonl").write_text('{"text": "last"}')
+    program = (
+        "import os, json; from slm_fn.data import sources; seen = []\n"
+        "os.geteuid() or os.setuid(65534)\n"
+        "found = [d.text for d in sources.read(['.'], seen.append)]\n"
+        "print(json.dumps([found, seen]))"
+    )
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "c.txt").chmod(0)
+    tmp_path.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    found, seen = json.loads(done.stdout)
+    assert found == ["first", "last"]
+    assert sorted(seen) == [
+        "./c.txt: no permission to read it; left out",
+        "./closed: Permission denied; the folder is left out; change its permissions or move it away",
+    ]
+
+
+def test_equal_names_are_told_apart_and_a_file_is_read_once(tmp_path: Path) -> None:
+    twins(tmp_path)
+    (tmp_path / "one/link.txt").symlink_to(tmp_path / "one/t.txt")
+    seen: list[str] = []
+    inputs = [tmp_path / "one", tmp_path / "two", tmp_path / "one/t.txt", tmp_path / "two/../one/t.txt"]
+    found = list(sources.read(inputs, seen.append))
+    assert sorted(d.text for d in found) == ["one", "two"]
+    assert len({d.name for d in found}) == 2
+    assert seen == ["2 files are called t.txt; each goes by its whole path instead"]
+
+
+def test_nothing_at_all_is_an_error_even_where_troubles_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    seen: list[str] = []
+    with pytest.raises(ValueError, match=r"the corpus is empty: .*a\.txt, and 1 things that could not be read"):
+        list(sources.read([tmp_path], seen.append))
+    assert len(seen) == 1
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sources.read([tmp_path / "nowhere"], seen.append)
+    with pytest.raises(ValueError, match="not JSONL or parquet"):
+        sources.rows(tmp_path / "a.txt")
+
+
 HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
@@ -96,6 +339,20 @@ def test_chat_lines(tmp_path: Path) -> None:
         (Message("user", "hi"), Message("assistant", "hello")),
         (Message("user", "hi"),),
     ]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.zst", "c.parquet"])
+def test_chat_from_other_files(tmp_path: Path, name: str) -> None:
+    rows = [{"messages": HELLO, "id": 7}, {"messages": HELLO[:1], "id": 8}]
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    if name.endswith(".parquet"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(
+            gzip.compress(data) if name.endswith(".gz") else pyarrow.compress(data, codec="zstd", asbytes=True)
+        )
+    assert [len(row.messages) for row in sources.read_chat([tmp_path / name])] == [2, 1]
+    assert list(sources.rows(tmp_path / name)) == rows
 
 
 def test_preference_lines_of_both_layouts(tmp_path: Path) -> None:
