@@ -24,6 +24,7 @@ from slm_fn.data.sources import Conversation, Document
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+MISSING = object()
 CHAT_LAYOUTS = ("messages", "oasst", "ultrachat", "sharegpt", "prompt_completion")
 Specs = tuple[str | dict[str, Any], ...]
 """Rules of `data/clean.py` as YAML names them."""
@@ -240,13 +241,13 @@ def _text_rows(
 ) -> Iterator[Row]:
     """Records as documents, one row each, so that a row's number is its record's."""
     place = source.hub or _path(source).name
-    for number, record in enumerate(records, first):
-        missing = [column for column in source.columns if column not in record]
-        if missing:
-            raise ValueError(f"{place}: no column {missing[0]!r}; there are {', '.join(map(str, record))}")
-        texts = [record[column] for column in source.columns]
+    for number, record in enumerate(records, first + 1):
+        texts = [record.get(column, MISSING) for column in source.columns]
+        if number == 1 and MISSING in texts:
+            wanted = source.columns[texts.index(MISSING)]
+            raise ValueError(f"{place}: no column {wanted!r}; there are {', '.join(map(str, record))}")
         if not all(isinstance(text, str | None) for text in texts):
-            problems.append(f"{place}, row {number}: {' and '.join(source.columns)} hold no text; left out")
+            problems.append(f"{place}, row {number}: no text in the column {' or '.join(source.columns)}; left out")
             texts = []
         text = "\n\n".join(text for text in texts if text and not text.isspace())
         url = record.get(source.url_column)

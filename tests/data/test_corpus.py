@@ -109,13 +109,13 @@ def test_rows_hold_what_was_told_since_the_one_before(sources):
     assert "line 10" in web[-1].problems[0]
     assert web[-1].item is None
     assert [(row.item, row.url) for row in wiki] == [
-        (Document("wiki.parquet:0", "A\n\na"), "u"),
-        (Document("wiki.parquet:1", "B"), "v"),
+        (Document("wiki.parquet:1", "A\n\na"), "u"),
+        (Document("wiki.parquet:2", "B"), "v"),
         (None, "w"),
     ]
     assert [isinstance(row.item, Conversation) for row in chat] == [True, True, False]
     assert [(len(row.problems), len(row.dropped)) for row in chat] == [(0, 0), (1, 1), (0, 1)]
-    assert [row.item and row.item.name for row in hub] == ["json:0", None, "json:2"]
+    assert [row.item and row.item.name for row in hub] == ["json:1", None, "json:3"]
 
 
 def test_a_column_that_is_not_there_names_those_that_are(sources):
@@ -125,10 +125,10 @@ def test_a_column_that_is_not_there_names_those_that_are(sources):
 
 
 def test_a_column_that_holds_no_text_is_told_and_passed_over(tmp_path):
-    path = lines(tmp_path / "a.jsonl", [{"a": "x", "b": "y"}, {"a": 1, "b": "y"}, {"a": None, "b": "z"}])
+    path = lines(tmp_path / "a.jsonl", [{"a": "x", "b": "y"}, {"a": 1, "b": "y"}, {"a": "x"}, {"a": None, "b": "z"}])
     found = list(corpus.rows(complete(path=path, columns=("a", "b"))))
-    assert [row.item and row.item.text for row in found] == ["x\n\ny", None, "z"]
-    assert [len(row.problems) for row in found] == [0, 1, 0]
+    assert [row.item and row.item.text for row in found] == ["x\n\ny", None, None, "z"]
+    assert [len(row.problems) for row in found] == [0, 1, 1, 0]
 
 
 def test_files_are_told_apart_by_name_and_size(tmp_path):
