@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from slm_fn.core import random
 from slm_fn.data import sources
@@ -20,7 +21,7 @@ UNPACKED = 4
 PRECISION = 1 << 56
 
 
-class Sample(NamedTuple):
+class Sample(msgspec.Struct, frozen=True):
     """Texts of files, or a sample of them; reading it again gives the same texts.
 
     A document, or a part of a long one, is taken by a hash of the seed and its name, so that the sample is spread over
