@@ -8,7 +8,6 @@ Invariant: pure and picklable, so that a worker process gives what this one woul
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from slm_fn.data.clean import CHANGED, clean
 from slm_fn.data.corpus import Row
-from slm_fn.data.minhash import DIGEST, DedupConfig, Sketch, fold, sketch
+from slm_fn.data.minhash import DedupConfig, Sketch, digest, fold, sketch
 from slm_fn.data.rules import Rule
 from slm_fn.data.sources import Conversation, Document, Message
 from slm_fn.data.workers import in_order
@@ -72,8 +71,7 @@ class Refine(NamedTuple):
         if self.dedup == "near":
             return sketch(text, self.near)
         if self.dedup == "exact":
-            digest = hashlib.blake2b(fold(text).encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
-            return Sketch(digest, NO_SIGNATURE)
+            return Sketch(digest(fold(text)), NO_SIGNATURE)
         return None
 
 
