@@ -21,6 +21,9 @@ from slm_fn.pipeline import progress as shows
 from slm_fn.text.chat import ChatTemplate
 from slm_fn.text.tokenizer import Tokenizer
 
+SECONDS = 10.0
+"""Between two lines of progress where no terminal shows a bar."""
+
 
 class PackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to cut a corpus: window and shard size in tokens, what is held out, worker processes (0: in this one)."""
@@ -66,7 +69,7 @@ def pack_files(
     meter = shows.Meter([shows.Input(name, s.st_size) for (name, _), s in zip(named, stats, strict=True)])
     files = [(name, file, s.st_size, s.st_mtime_ns) for (name, file), s in zip(named, stats, strict=True)]
     problems = 0
-    with shows.display("pack", meter.total, live) as display:
+    with shows.display("pack", meter.total, live, SECONDS) as display:
         say = note or display.note
 
         def problem(line: str) -> None:

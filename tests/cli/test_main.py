@@ -96,7 +96,10 @@ def test_an_empty_corpus_is_said(tmp_path, road):
     ):
         done = slm(*args)
         assert done.returncode == 2
-        assert len(done.stderr.decode().splitlines()) == 1, done.stderr.decode()
+        told = done.stderr.decode().splitlines()  # the file that was passed over, and that nothing is left
+        assert len(told) == 2, told
+        assert "empty.txt" in told[0]
+        assert told[1].startswith("slm: the corpus is empty")
 
 
 def test_a_tokenizer_that_does_not_belong_is_said(tmp_path, road):

@@ -118,3 +118,52 @@ def test_sweep_takes_leftovers_and_nothing_else(tmp_path):
 
 def test_checksum_is_sha256(tmp_path):
     assert files.checksum(files.write(tmp_path / "a", b"abc")) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_resumable_folder_takes_its_place_and_leaves_nothing_beside(tmp_path):
+    for text in ("old", "new"):
+        with files.resumable(tmp_path / "a", "job") as work:
+            (work / "new" / "t").write_text(text)
+            (work / "state").write_text("in between")
+        assert (tmp_path / "a" / "t").read_text() == text
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("error", "job", "again", "found"),
+    [
+        (OSError, "job", "job", True),
+        (KeyboardInterrupt, "job", "job", True),
+        (OSError, "job", "other", False),
+        (OSError, "job", "", False),
+        (OSError, "", "", False),
+        (ValueError, "job", "job", False),
+    ],
+)
+def test_the_same_job_finds_its_folder_again(tmp_path, error, job, again, found):
+    files.write(tmp_path / "a" / "t", "old")
+
+    def fails():
+        with files.resumable(tmp_path / "a", job) as work:
+            (work / "new" / "t").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fails()
+    assert (tmp_path / "a" / "t").read_text() == "old"
+    assert names(tmp_path) == ([".a.unfinished", "a"] if job and error is not ValueError else ["a"])
+    with files.resumable(tmp_path / "a", again) as work:
+        assert (work / "new" / "t").exists() == found
+        (work / "new" / "u").write_text("more")
+    assert names(tmp_path / "a") == (["t", "u"] if found else ["u"])
+
+
+def test_one_process_at_a_time_holds_a_resumable_folder(tmp_path):
+    code = "import sys; from slm_fn.core import files\nwith files.resumable(sys.argv[1], 'job'): pass"
+    with files.resumable(tmp_path / "a", "job") as work:
+        (work / "new" / "t").write_text("mine")
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, check=False)
+        assert b"another process is writing there" in done.stderr
+        assert (work / "new" / "t").read_text() == "mine"
+    assert names(tmp_path) == ["a"]

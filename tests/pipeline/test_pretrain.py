@@ -1,0 +1,44 @@
+"""pipeline/pretrain.py: several packs by weight, documents isolated, and what cannot be mixed."""
+
+import json
+
+import pytest
+from road import SMALL
+
+from slm_fn import config as configs
+from slm_fn.config import Config
+from slm_fn.data import mix, sources
+from slm_fn.data import pack as packs
+from slm_fn.pipeline.pack import PackConfig, pack_documents
+from slm_fn.pipeline.pretrain import pretrain
+from slm_fn.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def two_packs(road, tmp_path_factory):
+    """Two packs of other plays, by the road's tokenizer, each with a play held out."""
+    out = tmp_path_factory.mktemp("packs")
+    tokenizer = Tokenizer.load(road.tokenizer)
+    documents = list(sources.read([road.text]))
+    for name, part in (("a", documents[:5]), ("b", documents[5:])):
+        pack_documents(PackConfig(seq_len=64, val_names=(part[0].name,)), tokenizer, part, out / name)
+    return [out / "a", out / "b"]
+
+
+def test_several_packs_are_trained_on_and_resumed(road, two_packs, tmp_path):
+    done = pretrain(road.config, two_packs, tmp_path / "mixed", "cpu", live=False, weights=[3, 1])
+    assert done.metrics["val_loss"] > 0
+    assert done.metrics["val_bits_per_byte"] > 0
+    told = json.loads((tmp_path / "mixed" / "run.json").read_text())
+    assert told["data_hash"] == mix.mix([packs.open_pack(path) for path in two_packs], [3, 1]).digest
+    with pytest.raises(ValueError, match="other data"):
+        pretrain(road.config, two_packs, tmp_path / "mixed", "cpu", live=False, weights=[1, 1])
+
+
+def test_documents_are_isolated_when_asked(road, two_packs, tmp_path):
+    isolated = configs.convert({**SMALL, "pretrain": {**SMALL["pretrain"], "isolate_documents": True}}, "", Config)
+    losses = [
+        pretrain(config, two_packs[0], tmp_path / name, "cpu", live=False).metrics["val_loss"]
+        for name, config in (("whole", road.config), ("isolated", isolated))
+    ]
+    assert losses[0] != losses[1]
