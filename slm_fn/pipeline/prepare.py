@@ -105,15 +105,16 @@ def _plan(config: CorpusConfig, name: str, source: SourceConfig, folder: Path, f
         plan = _Plan(name, source, _refine(config, source), _settings(config, source), parts.standing(folder))
     except ValueError as error:
         raise ValueError(f"source {name!r}: {error}") from None
+    files_now = None
     try:
         files_now = corpus.identity(source)
     except (ValueError, OSError) as error:
-        return plan._replace(error=_line(error))
+        plan = plan._replace(error=_line(error))
     if plan.standing is None:
         return plan
     was, now = plan.standing.settings, plan.settings
     changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
-    if source.path is not None and plan.standing.source != files_now:
+    if source.path is not None and files_now is not None and plan.standing.source != files_now:
         changed.append("the files themselves")
     if not changed:
         return plan

@@ -159,7 +159,7 @@ def test_a_source_that_fails_stops_no_other(config, tmp_path):
 
 
 def test_what_a_failed_source_did_not_write_is_no_duplicate_of_others(config, tmp_path):
-    """The second file of a data set cannot be read: the first's rows are in no part, so another source may keep them."""
+    """The second file of a data set cannot be read: the first's rows are in no part, another source may keep them."""
     lines(tmp_path / "good.jsonl", [{"text": text(i)} for i in range(9)])
     (tmp_path / "bad.jsonl").write_text("{nothing")
     both = [str(tmp_path / name) for name in ("good.jsonl", "bad.jsonl")]

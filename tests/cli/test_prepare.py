@@ -1,0 +1,160 @@
+"""`slm data prepare`: from sources to a tokenizer and a pack; killed at random moments it ends with the same bytes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "slm_fn.cli.main", "data", "prepare"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def slm(*args, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "slm_fn.cli.main", *map(str, args)], capture_output=True, env={**ENV, **env}, timeout=240
+    )
+
+
+def tree(out):
+    return {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three sources of many small parts, with duplicates within and across, and a config."""
+    root = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(3000)]
+    pages = [" ".join(draw.choices(words, k=draw.randint(20, 200))) for _ in range(900)]
+    (root / "books").mkdir()
+    for i in range(60):
+        (root / "books" / f"{i:02d}.md").write_text("\r\n".join(draw.choices(pages, k=6)))
+    lines = [json.dumps({"text": draw.choice(pages)}) + "\n" for _ in range(1200)]
+    (root / "web.jsonl").write_text("".join(lines) + "{broken\n")
+    said = [[{"role": "user", "content": page[:40]}, {"role": "assistant", "content": page[40:90]}] for page in pages]
+    (root / "chat.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in said))
+    config = {
+        "part_bytes": 20_000,
+        "dedup": "near",
+        "near": {"num_perm": 32},
+        "clean": ["word_count"],
+        "sources": {
+            "books": {"path": "${SLM_TEST_BOOKS:-nowhere}"},
+            "web": {"path": str(root / "web.jsonl")},
+            "chat": {"path": str(root / "chat.jsonl"), "kind": "chat"},
+        },
+    }
+    (root / "corpus.json").write_text(json.dumps(config))
+    return root
+
+
+def run(corpus, out, *args):
+    return slm("data", "prepare", corpus / "corpus.json", "--out", out, *args, SLM_TEST_BOOKS=str(corpus / "books"))
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """An undisturbed run's folder and what it reported."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = run(corpus, out, "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    return out, json.loads(done.stdout)
+
+
+def test_what_was_prepared_trains_a_tokenizer_and_packs(whole, tmp_path):
+    out, report = whole
+    assert [row["status"] for row in report["sources"]] == ["done"] * 3
+    for row in report["sources"]:
+        counts = row["counts"]
+        assert counts["read"] == counts["kept"] + sum(counts["removed"].values())
+    texts = sum(row["counts"]["kept"] for row in report["sources"][:2])
+    done = slm("tokenizer", "train", out, "--out", tmp_path / "t.json", "--vocab-size", "400")
+    assert done.returncode == 0, done.stderr.decode()
+    done = slm("data", "pack", "--tokenizer", tmp_path / "t.json", "--in", out, "--out", tmp_path / "p", "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    packed = json.loads(done.stdout)
+    assert sum(split["documents"] for split in packed["splits"].values()) == texts
+
+
+def test_the_table_names_every_source_and_problems_stand_on_standard_error(corpus, whole, tmp_path):
+    done = run(corpus, tmp_path / "out")
+    assert done.returncode == 0
+    shown, told = done.stdout.decode(), done.stderr.decode()
+    assert all(name in shown for name in ("books", "web", "chat", "duplicate: exact", "could not be read 1"))
+    assert "web: " in told
+    assert "line 1201" in told
+    assert tree(tmp_path / "out") == tree(whole[0])
+
+
+def test_a_source_that_fails_is_exit_1_and_bad_settings_are_exit_2(corpus, tmp_path):
+    out = tmp_path / "out"
+    failed = slm("data", "prepare", corpus / "corpus.json", "--out", out, "--json")
+    assert failed.returncode == 1, failed.stderr.decode()
+    assert json.loads(failed.stdout)["failed"] == ["books"]
+    assert [line for line in failed.stderr.decode().splitlines() if line.startswith("slm:")]
+    done = run(corpus, out, "--set", "sources.web.max_documents=5")
+    told = done.stderr.decode().splitlines()
+    assert done.returncode == 2, told
+    assert len(told) == 1
+    assert all(word in told[0] for word in ("'web'", "max_documents", "--force")), told
+
+
+def test_a_preset_goes_by_its_name(tmp_path):
+    names = ("fineweb_edu", "wikipedia", "tinystories", "ultrachat", "oasst")
+    off = [part for name in names for part in ("--set", f"sources.{name}.enabled=false")]
+    (tmp_path / "a.txt").write_text("mine")
+    done = slm(
+        "data", "prepare", "corpus", "--out", tmp_path / "out", *off, "--set", f"sources.a.path={tmp_path / 'a.txt'}"
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "out" / "a" / "part_00000.jsonl").is_file()
+
+
+def killed(corpus, out, when):
+    """Start a run and kill it as `when(out)` comes true; whether it was killed before it was done."""
+    env = {**ENV, "SLM_TEST_BOOKS": str(corpus / "books")}
+    process = subprocess.Popen(
+        [*COMMAND, corpus / "corpus.json", "--out", out], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while process.poll() is None and not when(out):
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def kill_and_run_again(corpus, whole, out, draw, kills):
+    """Kill again and again, each time when so many more files are there, and a few milliseconds later."""
+    want = tree(whole)
+    marks = sorted(draw.sample(range(2, int(0.8 * len(want))), kills))
+    died = 0
+    for mark in marks:
+        delay = draw.random() * 0.02
+
+        def enough(out, mark=mark, delay=delay):
+            if sum(1 for file in out.rglob("*") if file.is_file()) < mark:
+                return False
+            time.sleep(delay)
+            return True
+
+        died += killed(corpus, out, enough)
+    done = run(corpus, out)
+    assert done.returncode == 0, done.stderr.decode()
+    assert died == kills
+    assert tree(out) == want
+
+
+def test_killed_and_run_again_it_leaves_the_same_bytes(corpus, whole, tmp_path):
+    kill_and_run_again(corpus, whole[0], tmp_path / "out", random.Random(1), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_ten_times_it_leaves_the_same_bytes(corpus, whole, tmp_path, seed):
+    kill_and_run_again(corpus, whole[0], tmp_path / "out", random.Random(100 + seed), 10)
