@@ -27,6 +27,7 @@ EDITING = (
         (lines.line_phrases(), "We USE cookies.\nOur Privacy Policy\nCookies are good.", "Cookies are good."),
         (lines.line_phrases(["Buy"]), "buy now\nor not", "or not"),
         (lines.citations(), "It is.[1][23] So[citation needed] is[edit] it[a].", "It is. So is it[a]."),
+        (lines.citations(), "So[[1]2] it is.", "So it is."),
         (lines.citations(["a.b"]), "x[a.b] y[acb] z[edit]", "x y[acb] z[edit]"),
         (lines.citations([]), "x[1] y[edit]", "x y[edit]"),
     ],
