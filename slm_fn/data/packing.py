@@ -67,10 +67,18 @@ class _Shelf:
     def __init__(self, work: Path, journal: Journal, rule: Rule, eos: int, dtype: str, shard_size: int) -> None:
         self.work, self.journal, self.rule, self.eos = work, journal, rule, eos
         self.pieces, self.last, self.found = journal.pieces, journal.last, set(journal.found)
+        self.halfway = False
         self.writers = {name: Writer(work / "new", name, dtype, shard_size, journal.splits[name]) for name in SPLITS}
 
     def put(self, batch: Batch) -> Progress:
-        """Add a batch; every so often note in the journal how far it is."""
+        """Add a batch; every so often note in the journal how far it is.
+
+        Raises:
+            OSError: the disk is full, say. Then nothing more is added: the journal keeps what was whole.
+        """
+        if self.halfway:
+            raise RuntimeError("a batch before this one could not be written")
+        self.halfway = True
         plan = holdout.plan(self.rule, self.last, batch.documents)
         ids, lengths = with_starts(batch.ids, batch.offsets, plan.starts, self.eos)
         sizes = np.array([len(d.text) if d.text.isascii() else len(d.text.encode()) for d in batch.documents])
@@ -84,6 +92,7 @@ class _Shelf:
         tokens = sum(writer.tokens for writer in self.writers.values())
         if tokens - self.journal.tokens >= JOURNAL_TOKENS:
             self._note()
+        self.halfway = False
         return Progress(self.pieces, tokens, sum(writer.num_bytes for writer in self.writers.values()))
 
     def finish(self) -> Journal:
@@ -93,6 +102,7 @@ class _Shelf:
         return self._note()
 
     def abandon(self) -> None:
+        """Let go of the files."""
         for writer in self.writers.values():
             writer.abandon()
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_fn.data import encode, packing
+from slm_fn.data import encode, packing, shards
 from slm_fn.data import pack as packs
 from slm_fn.data.holdout import held_out
 from slm_fn.data.sources import Document
@@ -141,6 +141,27 @@ def test_another_job_begins_anew(tmp_path: Path, small_steps, change) -> None:
     pack(tmp_path / "p", documents, **told | change, progress=steps.append)
     assert steps[0].pieces == 4
     pack(tmp_path / "whole", documents, **told | change)
+    assert contents(tmp_path / "p") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("when", range(3, 40, 6))
+def test_after_a_full_disk_it_goes_on_where_it_was(tmp_path: Path, small_steps, monkeypatch, when) -> None:
+    documents, real, calls = lines(80), shards.Writer.append, []
+
+    def append(writer: shards.Writer, ids: np.ndarray, documents: int, num_bytes: int) -> None:
+        calls.append(len(ids))
+        if len(calls) == when:  # half of it is written
+            real(writer, ids[: len(ids) // 2], documents, num_bytes)
+            raise OSError(28, "No space left on device")
+        real(writer, ids, documents, num_bytes)
+
+    monkeypatch.setattr(shards.Writer, "append", append)
+    told = {"val_fraction": 0.4, "inputs": "lines"}
+    with pytest.raises(OSError, match="No space left"):
+        pack(tmp_path / "p", documents, **told)
+    monkeypatch.undo()
+    pack(tmp_path / "p", documents, **told)
+    pack(tmp_path / "whole", documents, **told)
     assert contents(tmp_path / "p") == contents(tmp_path / "whole")
 
 

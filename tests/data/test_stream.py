@@ -1,13 +1,19 @@
 """The stream: any batch at any time, every window once per epoch, ranks share out one batch."""
 
+import statistics
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from slm_fn.core import random
 from slm_fn.core.types import check_lm_batch
 from slm_fn.data import pack as packs
 from slm_fn.data import stream
@@ -88,6 +94,76 @@ def test_ranks_together_are_one(numbered: packs.Pack, world_size: int) -> None:
         assert torch.equal(torch.cat([p.tokens for p in parts]), whole.tokens)
         assert torch.equal(torch.cat([p.mask for p in parts]), whole.mask)
         assert len({row[0].item() for p in parts for row in p.tokens}) == 6
+
+
+def in_memory(shards: list[np.ndarray], seq_len: int) -> packs.Pack:
+    """A pack that never was on the disk."""
+    total = sum(map(len, shards))
+    info = packs.PackInfo(
+        seq_len=seq_len,
+        dtype="uint16",
+        vocab_size=1 << 16,
+        eos=0,
+        fingerprint="",
+        splits={"train": packs.Split(tokens=total)},
+    )
+    return packs.Pack(Path("memory"), info, {"train": tuple(shards)}, {"train": np.cumsum([*map(len, shards)])}, "")
+
+
+@st.composite
+def cut_rows(draw: st.DrawFn) -> tuple[list[int], list[np.ndarray]]:
+    """A row of different ids, and the shards it is cut into."""
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+    row = np.arange(100, 100 + sum(sizes), dtype="<u2")
+    return row.tolist(), np.split(row, np.cumsum(sizes)[:-1])
+
+
+@given(cut_rows(), st.lists(st.integers(0, 1000), max_size=8), st.integers(1, 70))
+def test_rows_are_what_slow_python_takes(cut, starts, length):
+    row, shards = cut
+    pack = in_memory(shards, 1)
+    found = packs.rows(pack, "train", np.array(starts, dtype=np.int64), length)
+    assert found.dtype == np.int64
+    assert found.tolist() == [[row[(start + i) % len(row)] for i in range(length)] for start in starts]
+    assert all(
+        packs.take(pack, "train", start, length).tolist() == row
+        for start, row in zip(starts, found.tolist(), strict=True)
+    )
+
+
+@given(cut_rows(), st.integers(1, 8), st.integers(0, 2**32), st.integers(0, 10**13), st.integers(1, 40))
+def test_batches_are_what_slow_python_makes(cut, seq_len, seed, position, batch_size):
+    row, shards = cut
+    pack = in_memory(shards, seq_len)
+    size = (len(row) - 1) // seq_len
+    if size == 0:
+        return
+    expected = []
+    for number in range(position * batch_size, (position + 1) * batch_size):
+        epoch, index = divmod(number, size)
+        key = random.fold_in(seed, epoch)
+        begin = random.permute(key, index, size) * seq_len
+        begin += random.fold_in(key, "offset") % len(row) if epoch else 0
+        expected.append([row[(begin + i) % len(row)] for i in range(seq_len + 1)])
+    assert stream.lm_batch(pack, "train", seed, position, batch_size).tokens.tolist() == expected
+
+
+def test_a_hundred_billion_tokens_are_reached_in_under_a_millisecond() -> None:
+    each = 10**8
+    pack = in_memory([np.broadcast_to(np.uint16(i), (each,)) for i in range(1000)], 1024)
+    (epoch, items), *_ = stream.visits(7, 5 * stream.num_windows(pack, "train"), 64, stream.num_windows(pack, "train"))
+    begin = random.fold_in(random.fold_in(7, epoch), "offset") % 10**11
+    found = stream.windows(pack, "train", 7, 5 * stream.num_windows(pack, "train"), 64)
+    assert epoch == 5
+    assert found[:, 0].tolist() == [(begin + item * 1024) % 10**11 // each for item in items.tolist()]
+    assert len(set(found[:, 0].tolist())) > 50, "not spread over the shards"
+    seconds = []
+    for i in range(200):
+        position = random.fold_in(0, i) % 10**15
+        start = time.thread_time()
+        stream.lm_batch(pack, "train", 1, position, 8)
+        seconds.append(time.thread_time() - start)
+    assert statistics.median(seconds) < 1e-3
 
 
 def test_bad_requests_are_said_plainly(make_pack: MakePack) -> None:
