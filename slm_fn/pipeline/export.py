@@ -23,7 +23,8 @@ HOW = {
     "tiktoken": """\
 import json, tiktoken
 from tiktoken.load import load_tiktoken_bpe
-told = json.load(open("{out}/encoding.json", encoding="utf-8"))
+with open("{out}/encoding.json", encoding="utf-8") as file:
+    told = json.load(file)
 encoding = tiktoken.Encoding(**told, mergeable_ranks=load_tiktoken_bpe("{out}/tokenizer.tiktoken"))
 encoding.encode_ordinary("text")  # text never becomes a control token""",
     "hf": """\

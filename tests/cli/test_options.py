@@ -22,3 +22,10 @@ def test_a_run_is_reported_both_ways(capsys):
     assert capsys.readouterr().out == '{"checkpoint":"run/step","step":5,"tokens":80,"seconds":1.2,"val_loss":2.5}\n'
     options.report_run(done, as_json=False)
     assert "val_loss 2.5" in capsys.readouterr().out
+
+
+def test_brackets_in_data_are_no_markup(capsys):
+    options.print_table("[/a] [bold]b", ["x"], [["[red]c[/red] [/d]"], [None]])
+    shown = capsys.readouterr().out
+    assert "[/a] [bold]b" in shown
+    assert "[red]c[/red] [/d]" in shown
