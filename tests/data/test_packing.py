@@ -144,7 +144,7 @@ def test_another_job_begins_anew(tmp_path: Path, small_steps, change) -> None:
     assert contents(tmp_path / "p") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("when", range(3, 40, 6))
+@pytest.mark.parametrize("when", range(3, 24, 5))
 def test_after_a_full_disk_it_goes_on_where_it_was(tmp_path: Path, small_steps, monkeypatch, when) -> None:
     documents, real, calls = lines(80), shards.Writer.append, []
 
