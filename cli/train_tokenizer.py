@@ -5,13 +5,13 @@ Invariant: the options are the fields of `TokenizerConfig`.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from slm_fn.cli import options
-from slm_fn.cli.meter import meter
 
 FILE = click.Path(path_type=Path)
 KINDS = ["bpe", "byte-fallback", "unigram", "char"]
@@ -60,13 +60,18 @@ def command(inputs: tuple[Path, ...], out: Path, strict: bool, live: bool | None
     """
     import msgspec
 
-    from slm_fn.pipeline import tokenize
+    from slm_fn.pipeline import progress, tokenize
     from slm_fn.text import patterns
 
     config = msgspec.convert(fields, tokenize.TokenizerConfig)
-    total = tokenize.estimate(inputs)
-    with meter("reading and counting", min(total, config.sample_bytes or total), live) as update:
-        made = tokenize.train_from_files(config, inputs, out, None if strict else options.note, update)
+    total, begun = tokenize.estimate(inputs), time.monotonic()
+    total = min(total, config.sample_bytes or total)
+    with progress.display("reading and learning", total, live) as shown:
+
+        def update(read: int) -> None:
+            shown.update(min(read, total), f"{read / 1e6 / (time.monotonic() - begun):.1f} MB/s")
+
+        made = tokenize.train_from_files(config, inputs, out, None if strict else shown.note, update)
     closed = patterns.closes(made.pattern) if made.pattern else ""
     if closed:
         options.note(f"note: {closed}")

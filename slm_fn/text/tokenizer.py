@@ -190,14 +190,15 @@ class Tokenizer:
             >>> tokenizer.decode_bytes(tokenizer.encode_bytes(b"a\\xff\\xc3"))
             b'a\\xff\\xc3'
         """
-        pieces, out = spelling.byte_pieces(self.kind), []
+        pieces = spelling.byte_pieces(self.kind)
+        out: list[int] = []
         for part in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
             if part and "\udc80" <= part[0] <= "\udcff":
                 if not pieces:
                     raise ValueError(
                         f"byte 0x{ord(part) - 0xDC00:02x} is no UTF-8, and this tokenizer has only characters"
                     )
-                out.append(self._hf.token_to_id(pieces[ord(part) - 0xDC00]))
+                out.append(int(self._hf.token_to_id(pieces[ord(part) - 0xDC00]) or 0))
             elif part:
                 out += self.encode(part)
         return out

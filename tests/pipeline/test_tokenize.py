@@ -1,7 +1,11 @@
-"""pipeline/tokenize.py: files to a tokenizer, whatever the order they are named in."""
+"""pipeline/tokenize.py: files to a tokenizer, whatever the order they are named in; a sample spread over the corpus."""
 
-from slm_fn.config import TokenizerConfig
-from slm_fn.pipeline.tokenize import train_from_files
+import json
+
+import pytest
+
+from slm_fn.pipeline import tokenize
+from slm_fn.pipeline.tokenize import Sample, TokenizerConfig, train_from_files
 
 
 def test_the_order_of_files_does_not_matter(road, tmp_path):
@@ -11,3 +15,51 @@ def test_the_order_of_files_does_not_matter(road, tmp_path):
     )
     assert one.fingerprint == two.fingerprint
     assert one.vocab_size == 300
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for file in range(4):
+        rows = (json.dumps({"text": f"document {file} {row} " + "word " * 40}) for row in range(100))
+        (tmp_path / "texts" / f"{file}.jsonl").write_text("\n".join(rows))
+    return tmp_path / "texts"
+
+
+def test_a_sample_is_about_as_large_as_asked_spread_and_the_same_again(corpus):
+    whole = list(Sample((corpus,)))
+    size = sum(map(len, whole))
+    drawn = Sample((corpus,), max_bytes=size // 4, seed=1)
+    texts = list(drawn)
+    assert 0.15 * size < sum(map(len, texts)) <= 0.25 * size + 300
+    assert {text.split()[1] for text in texts} == {"0", "1", "2", "3"}
+    assert texts == list(drawn)
+    assert texts != list(Sample((corpus,), max_bytes=size // 4, seed=2))
+    assert set(texts) < set(whole)
+
+
+def test_a_sample_larger_than_the_corpus_is_the_corpus(corpus):
+    assert list(Sample((corpus,), max_bytes=1 << 40)) == list(Sample((corpus,)))
+    assert len(whole := list(Sample((corpus,), max_lines=7))) == 7
+    assert whole == list(Sample((corpus,)))[:7]
+
+
+def test_sizes_are_estimated(corpus, tmp_path):
+    import gzip
+
+    plain = tokenize.estimate([corpus])
+    assert plain == sum(file.stat().st_size for file in corpus.iterdir())
+    assert tokenize.estimate([corpus, corpus / "0.jsonl"]) == plain
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc" * 1000))
+    assert tokenize.estimate([tmp_path / "a.txt.gz"]) == 4 * (tmp_path / "a.txt.gz").stat().st_size
+
+
+def test_what_cannot_be_read_is_told_once_or_stops(corpus, tmp_path):
+    (corpus / "broken.txt").write_bytes(b"fine \xff\xfe")
+    told = []
+    made = train_from_files(TokenizerConfig(vocab_size=300), [corpus], tmp_path / "t.json", told.append)
+    assert made.vocab_size > 262
+    assert len(told) == 1
+    assert "broken.txt" in told[0]
+    with pytest.raises(ValueError, match=r"broken\.txt"):
+        train_from_files(TokenizerConfig(vocab_size=300), [corpus], tmp_path / "t.json")

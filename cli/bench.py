@@ -1,0 +1,17 @@
+"""`slm bench`: speed on this machine, beside a peer or the machine's own limit.
+
+Invariant: one file per command.
+"""
+
+from __future__ import annotations
+
+import click
+
+from slm_fn.cli.lazy import LazyGroup
+
+COMMANDS = {"tokenizer": ("bench_tokenizer", "Learning, encoding and packing, beside Hugging Face tokenizers.")}
+
+
+@click.group("bench", cls=LazyGroup, table=COMMANDS)
+def command() -> None:
+    """Measure speed on this machine."""
