@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": ("sample", "Continue a text."),
     "chat": ("chat", "Talk to a model in the terminal."),
     "serve": ("serve", "Serve a model and its chat page."),
+    "bench": ("bench", "Measure speed on this machine."),
     "runs": ("runs", "A table of training runs."),
 }
 
