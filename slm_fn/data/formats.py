@@ -216,7 +216,7 @@ def batches(file: str, column: str | None, fail: Fail) -> Iterator[tuple[int, li
     with ExitStack() as stack:
         try:
             source = stack.enter_context(_seekable(file))
-            table = parquet.ParquetFile(source, buffer_size=BLOCK)
+            table = parquet.ParquetFile(source, buffer_size=BLOCK, pre_buffer=False)
             names = table.schema_arrow.names
         except Broken as error:
             fail(str(error))

@@ -85,14 +85,15 @@ class _Report:
             self.problem(line)
 
 
-def files_of(path: Path | str) -> list[Path]:
+def files_of(path: Path | str, problem: Problem | None = None) -> list[Path]:
     """The readable files at a path, sorted: itself, or all below it whose name does not begin with a dot.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
-        ValueError: a file of another kind, a folder without any of these, or something below it that cannot be read.
+        ValueError: a file of another kind; without `problem`, a folder without any of these, or something below it that
+            cannot be read.
     """
-    return folders.files_of(Path(path), _Report(None).fail)
+    return folders.files_of(Path(path), _Report(problem).fail)
 
 
 def read(paths: Iterable[Path | str], problem: Problem | None = None, *, column: str = "text") -> Iterator[Document]:
