@@ -80,5 +80,10 @@ def normalize(text: str, alphabet: Alphabet = "unicode", lowercase: bool = False
     if alphabet == "unicode":
         return text
     if alphabet == "transliterate":
-        text = unicodedata.normalize("NFKD", text.translate(_SPELT))
+        return _NOT_ASCII.sub(_spelt, text)
     return _NOT_ASCII.sub("", text)
+
+
+def _spelt(run: re.Match[str]) -> str:
+    """A run of other characters in ASCII; NFKD takes each by itself, so a run is as good as the whole text."""
+    return _NOT_ASCII.sub("", unicodedata.normalize("NFKD", run[0].translate(_SPELT)))

@@ -36,6 +36,7 @@ def test_the_first_rule_that_removes_ends_the_matter() -> None:
     assert clean(rules, "abc[1]") == Cleaned("abc", CHANGED)
     assert clean(rules, "ab[1]") == Cleaned(None, "length")
     assert clean(rules, "[1]") == Cleaned(None, "citations")
+    assert clean([Rule("strip", str.strip)], " \n") == Cleaned(None, "strip"), "nothing left"
     assert clean((), "x") == Cleaned("x", "")
     assert clean([Rule("up", str.upper), Rule("low", str.lower)], "a") == Cleaned("a", "")
 
@@ -64,7 +65,10 @@ def test_presets_hold_their_papers_rules() -> None:
         *(f"duplicate_{n}_grams" for n in range(5, 11)),
     }
     c4 = {rule.name for rule in build(["c4"])}
-    assert "banned_words" not in c4
+    assert c4 == {
+        *("citations", "terminal_lines", "line_words", "javascript_lines", "line_phrases"),
+        *("lorem_ipsum", "curly_braces", "sentences"),
+    }, "without bad words"
     web = [rule.name for rule in build(["web"])]
     assert len(set(web)) == len(web)
     assert set(web) == {rule.name for rule in build(["gopher"])} | c4 - {"terminal_lines"} | {
