@@ -72,7 +72,7 @@ def shares(words: list[str], n: int) -> tuple[float, float]:
     return max(covered[:-1], default=0.0), covered[-1]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     words=st.lists(st.sampled_from(["a", "bb", "ccc", "é", "日本", "dddd"]), min_size=1, max_size=40),
     n=st.integers(1, 6),

@@ -47,7 +47,7 @@ def test_case_is_kept_unless_asked_for() -> None:
     assert normalize("J\u030c𝐀", lowercase=True) == "ǰa"
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(text=TEXTS, alphabet=st.sampled_from(ALPHABETS), lowercase=st.booleans())
 def test_normalised_once_is_normalised_for_good(text: str, alphabet: str, lowercase: bool) -> None:
     once = normalize(text, alphabet, lowercase)
