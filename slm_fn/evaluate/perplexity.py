@@ -28,7 +28,7 @@ class Likelihood(NamedTuple):
         return self.nats / max(1, self.tokens)
 
 
-def bits_per_byte(nats: float, num_bytes: float) -> float:
+def bits_per_byte(nats: float, num_bytes: int | float) -> float:
     """A sum of nats over a text as bits per UTF-8 byte: comparable between tokenizers.
 
     Example:

@@ -9,7 +9,7 @@ import torch
 from slm_fn import config as configs
 from slm_fn.core import tree
 from slm_fn.data import sources
-from slm_fn.pipeline import dpo, evaluate, inspect, model, pretrain, sft
+from slm_fn.pipeline import dpo, evaluate, model, pretrain, sft
 from slm_fn.train import checkpoint, runlog
 
 
@@ -165,15 +165,6 @@ def test_a_split_keeps_prompts_apart(road):
     assert held
     prompts = [{row.messages[0].content for row in part} for part in (train, held)]
     assert not prompts[0] & prompts[1]
-
-
-def test_inspect_shows_the_masks_that_training_uses(road):
-    rows = inspect.chat(road.chat, road.tokenizer, 2)
-    assert len(rows) == 2
-    said = "".join(token["text"] for token in rows[0]["tokens"] if token["trained"])
-    assert said == "the king is here.<|end|>"
-    found = inspect.pack(road.pack, 1)
-    assert {sample["split"] for sample in found["samples"]} == {"train", "val"}
 
 
 def test_weights_survive_the_folder(walked, same):
