@@ -168,7 +168,7 @@ def _said(row: Row, column: str, role: str) -> list[tuple[Any, Any]]:
 
 def _side(row: Row, column: str) -> list[tuple[Any, Any]]:
     """Prompt and answer of one side, wherever the prompt stands."""
-    prompt, answer = row.get("prompt"), row.get(column)
+    prompt, answer = row.get("prompt") or None, row.get(column)
     if isinstance(answer, str) and isinstance(prompt, str | None):
         whole = (prompt or "") + answer
         if _SPOKEN.match(whole):

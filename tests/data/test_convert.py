@@ -121,6 +121,7 @@ def test_conversations_of_each_layout(layout, row, expected):
         (ULTRAFEEDBACK, ["u:how can i de"], "a:Developing a", "a:As an AI lan"),
         (TRL_PAIR, ["u:What color i"], "a:It is blue.", "a:It is green."),
         (TRL_IMPLICIT, ["u:What color i"], "a:It is blue.", "a:It is green."),
+        ({"prompt": "", **TRL_IMPLICIT}, ["u:What color i"], "a:It is blue.", "a:It is green."),
         ({"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}, ["u:The sky is"], "a:blue.", "a:green."),
         ({**TRL_PAIR, "prompt": "The sky?"}, ["u:The sky?"], "a:It is blue.", "a:It is green."),
         ({**TRL_PAIR, "chosen": "Blue."}, ["u:What color i"], "a:Blue.", "a:It is green."),
