@@ -22,9 +22,14 @@ demo *args:
 test *args:
     {{bin}}/pytest {{args}}
 
-# the tests that take minutes
-test-slow:
+# the tests that take minutes, and thousands of cases for every property
+test-slow $HYPOTHESIS_PROFILE="thorough":
     {{bin}}/pytest -m slow
+    {{bin}}/pytest -q tests/laws/test_tokenizers.py tests/text tests/data
+
+# how fast texts become tokens here, beside Hugging Face tokenizers
+bench-tokenizer *args:
+    {{bin}}/slm bench tokenizer {{args}}
 
 # lint, format and types
 check:
@@ -35,6 +40,10 @@ check:
 # what this machine has
 device:
     {{bin}}/slm device
+
+# stage 0: sources of a config to clean text
+prepare config="corpus" *args:
+    {{bin}}/slm data prepare {{config}} --out {{run}}/corpus {{args}}
 
 # stage 1: text to a tokenizer
 tokenizer *inputs:

@@ -1,9 +1,9 @@
 """A corpus of English for benchmarks: the documentation of whatever is installed here.
 
 Usage: `python tests/bench/documentation.py OUT.jsonl MEGABYTES` (some two minutes). Docstrings of every Python module,
-and Markdown, reStructuredText, text and METADATA files, one document each, in the order of a hash of their text, without
-repetitions; then whole documents until the size is reached. One line of JSONL per document. The same machine gives the
-same file.
+and Markdown, reStructuredText, text and METADATA files, one document each, in the order of a hash of their text,
+without repetitions; then whole documents until the size is reached. One line of JSONL per document. The same machine
+gives the same file.
 """
 
 import ast
