@@ -1,26 +1,21 @@
-"""Corpora from YAML: what each source is, which of its documents are wanted, and its rows as they stream in.
+"""Corpora from YAML: what each source is, which of its documents are wanted, and what holds for all.
 
 A source is a data set of the Hugging Face hub or files and folders here; text or chat. Relative paths are taken from
 where the command runs. `${VAR:-default}` and `~` are expanded in `path` and `cache_dir`, and nowhere else.
 
-Invariant: the rows of a source come in one order, so that a number of rows is a place to go on from.
+Invariant: what `resolve` returns is complete and free of contradictions; nothing behind it looks for a default.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-from collections.abc import Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
-from slm_fn.data import convert, hub, sources
 from slm_fn.data.minhash import DedupConfig
-from slm_fn.data.sources import Conversation, Document
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -163,124 +158,3 @@ def expand(text: str, variables: Mapping[str, str]) -> Path:
         return found
 
     return Path(_VARIABLE.sub(value, text)).expanduser()
-
-
-class Row(NamedTuple):
-    """What one step of a source gave: an item, or none; its address; and what was told since the step before.
-
-    `problems` are lines for a person; `dropped` are the reasons of the chat converter, to be counted.
-    """
-
-    item: Document | Conversation | None
-    url: str = ""
-    problems: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-
-def identity(source: SourceConfig) -> dict[str, Any]:
-    """What the rows depend on beside the settings: the names and sizes of files here.
-
-    Raises:
-        FileNotFoundError, ValueError: nothing to read at the path.
-    """
-    if source.path is None:
-        return {}
-    path = expand(source.path, os.environ)
-    named = [
-        (f.relative_to(path).as_posix() if f != path else f.name, f.stat().st_size) for f in sources.files_of(path)
-    ]
-    total = sum(size for _, size in named)
-    return {"files": len(named), "bytes": total, "digest": hashlib.sha256(msgspec.json.encode(named)).hexdigest()}
-
-
-def rows(
-    source: SourceConfig, done: int = 0, cache_dir: Path | None = None, note: sources.Problem = lambda line: None
-) -> Iterator[Row]:
-    """The rows of a complete source from the `done`-th on.
-
-    Text from the hub is asked for from there on; files, and the layouts of chat, are read again and passed over.
-
-    Args:
-        note: is told when the network fails and how long the wait is.
-
-    Raises:
-        FileNotFoundError, ValueError: nothing of it can be read; what is wrong with a part of it is told in rows.
-    """
-    problems: list[str] = []
-    from_hub = source.hub is not None and source.kind == "text"
-    if source.kind == "text" and not from_hub and len(source.columns) == 1 and not source.clean_url:
-        found = sources.read([_path(source)], problems.append, column=source.columns[0])
-        return islice(_documents(found, problems), done, None)
-    first = done if from_hub else 0
-    if source.hub is None:
-        records = sources.rows(_path(source), problems.append)
-    else:
-        records = hub.rows(
-            source.hub,
-            source.config,
-            source.split,
-            revision=source.revision,
-            skip=first,
-            data_files=source.data_files,
-            cache_dir=cache_dir,
-            problem=note,
-        )
-    found_rows = _chat_rows if source.kind == "chat" else _text_rows
-    return islice(found_rows(source, records, problems, first), done - first, None)
-
-
-def _documents(documents: Iterable[Document], problems: list[str]) -> Iterator[Row]:
-    for document in documents:
-        yield Row(document, "", _taken(problems))
-    if problems:
-        yield Row(None, "", _taken(problems))
-
-
-def _text_rows(
-    source: SourceConfig, records: Iterator[dict[str, Any]], problems: list[str], first: int
-) -> Iterator[Row]:
-    """Records as documents, one row each, so that a row's number is its record's."""
-    place = source.hub or _path(source).name
-    for number, record in enumerate(records, first + 1):
-        texts = [record.get(column, MISSING) for column in source.columns]
-        if number == 1 and MISSING in texts:
-            wanted = source.columns[texts.index(MISSING)]
-            raise ValueError(f"{place}: no column {wanted!r}; there are {', '.join(map(str, record))}")
-        if not all(isinstance(text, str | None) for text in texts):
-            problems.append(f"{place}, row {number}: no text in the column {' or '.join(source.columns)}; left out")
-            texts = []
-        text = "\n\n".join(text for text in texts if text and not text.isspace())
-        url = record.get(source.url_column)
-        item = Document(f"{place}:{number}", text) if text else None
-        yield Row(item, url if isinstance(url, str) else "", _taken(problems))
-    if problems:
-        yield Row(None, "", _taken(problems))
-
-
-def _chat_rows(
-    source: SourceConfig, records: Iterator[dict[str, Any]], problems: list[str], first: int
-) -> Iterator[Row]:
-    dropped: list[str] = []
-    layout = source.layout
-    if layout is None:
-        head = next(records, None)
-        if head is None:
-            raise ValueError(f"{source.hub or source.path}: no rows")
-        layout, records = convert.detect(head), chain([head], records)
-        if layout not in CHAT_LAYOUTS:
-            raise ValueError(f"{source.hub or source.path}: the layout {layout!r} holds preferences, no conversations")
-    for conversation in convert.LAYOUTS[layout](records, dropped.append):
-        assert isinstance(conversation, Conversation)
-        yield Row(conversation, "", _taken(problems), _taken(dropped))
-    if problems or dropped:
-        yield Row(None, "", _taken(problems), _taken(dropped))
-
-
-def _path(source: SourceConfig) -> Path:
-    return expand(str(source.path), os.environ)
-
-
-def _taken(told: list[str]) -> tuple[str, ...]:
-    taken = tuple(told)
-    told.clear()
-    return taken

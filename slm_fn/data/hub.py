@@ -13,8 +13,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from importlib.metadata import version
 from typing import Any
+
+import msgspec
 
 MARK = 1000
 """Rows between two marks; from the last one a broken stream is read again."""
@@ -32,6 +34,14 @@ _TRANSIENT = {
 }
 
 
+class Place(msgspec.Struct, frozen=True):
+    """So many rows are behind, and how `datasets` of this version finds the next."""
+
+    row: int
+    state: dict[str, Any]
+    version: str
+
+
 def rows(
     hub_id: str,
     config: str | None = None,
@@ -39,6 +49,8 @@ def rows(
     *,
     revision: str | None = None,
     skip: int = 0,
+    place: Place | None = None,
+    mark: Callable[[Place], None] | None = None,
     data_files: str | Sequence[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     retries: int = 5,
@@ -49,6 +61,8 @@ def rows(
     """Whole records of one split, from row `skip` on.
 
     Args:
+        place: one that `mark` was told, at or before row `skip`: the rows before it are not fetched again.
+        mark: is told a place every so many rows, when the rows before it have been given.
         data_files: some files of the set alone; with `json` or `parquet` in place of an id, files of this machine.
         retries: how often in a row the network may fail without a single row between.
         problem: is told of each failure and how long the wait is.
@@ -68,28 +82,74 @@ def rows(
     """
     if data_files is None and os.path.exists(hub_id):
         raise ValueError(f"{hub_id} is a path here too, and would be read in place of the hub's; give it as a path")
-    given, mark, state, failures = 0, 0, None, 0
+    at, failures = skip, 0
+    known = place is not None and place.row <= skip and place.version == _version()
+    last = place if known and place is not None else Place(0, {}, "")
     while True:
         try:
             stream = _open(load, hub_id, config, split, revision=revision, data_files=data_files, cache_dir=cache_dir)
-            if skip:
-                stream = stream.skip(skip)
-            if state is not None:
-                stream.load_state_dict(state)
-            for row in islice(stream, given - mark, None):
-                yield row
-                given, failures = given + 1, 0
-                if given - mark == MARK:
-                    state, mark = stream.state_dict(), given
+            if last.state:
+                stream.load_state_dict(last.state)
+            for number, row in enumerate(stream, last.row):
+                if number == at:
+                    yield row
+                    at, failures = at + 1, 0
+                if number + 1 == last.row + MARK:  # while rows are skipped, too
+                    last, failures = Place(number + 1, stream.state_dict(), _version()), 0
+                    if mark is not None:
+                        mark(last)
             return
         except Exception as error:
             failures += 1
-            if not _transient(error) or failures > retries:
-                raise ValueError(_told(hub_id, error, failures)) from error
-            pause = min(LONGEST, 2.0 ** (failures - 1))
-            if problem is not None:
-                problem(f"{hub_id}: lost at row {skip + given} ({_line(error)}); trying again in {pause:.0f} s")
+            pause = _patience(hub_id, error, failures, retries, f"lost at row {at}", problem)
         wait(pause)
+
+
+def commit(
+    hub_id: str,
+    revision: str | None = None,
+    *,
+    retries: int = 5,
+    problem: Callable[[str], None] | None = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> str:
+    """The commit that a branch, a tag, or what is newest stands at now: rows of it are the same tomorrow.
+
+    Raises:
+        ValueError: as `rows`.
+    """
+    from huggingface_hub import HfApi
+
+    failures = 0
+    while True:
+        try:
+            return HfApi().dataset_info(hub_id, revision=revision, timeout=30).sha or ""
+        except Exception as error:
+            failures += 1
+            pause = _patience(hub_id, error, failures, retries, "no answer", problem)
+        wait(pause)
+
+
+def _patience(
+    hub_id: str,
+    error: Exception,
+    failures: int,
+    retries: int,
+    where: str,
+    problem: Callable[[str], None] | None,
+) -> float:
+    """The seconds to wait before the next attempt, having told of them; or the error, where there is none."""
+    if not _transient(error) or failures > retries:
+        raise ValueError(_told(hub_id, error, failures)) from error
+    pause = min(LONGEST, 2.0 ** (failures - 1))
+    if problem is not None:
+        problem(f"{hub_id}: {where} ({_line(error)}); trying again in {pause:.0f} s")
+    return pause
+
+
+def _version() -> str:
+    """Another `datasets` may write its place down in another way."""
+    return version("datasets")
 
 
 def _open(load: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:

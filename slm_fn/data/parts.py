@@ -2,8 +2,7 @@
 
     part_00000.jsonl ...   part_00000.dedup.safetensors ...   state.json (while unfinished)   metadata.json (at the end)
 
-Conversations are in part_00000.chat.jsonl, which reading the texts of a folder passes over: so all that was prepared
-can be packed by naming its folder.
+Conversations are in part_00000.chat.jsonl, which reading the texts of a folder passes over, so that it packs.
 
 Input is taken by the block: so many bytes or rows of it. What a block leaves is a part file; then the digests of what
 was kept are written, then the journal, which says how many rows are behind. A process that is killed leaves the journal
@@ -29,9 +28,10 @@ import numpy as np
 import safetensors.numpy
 
 from slm_fn.core import files
+from slm_fn.data import hub
 from slm_fn.data.clean import CHANGED
-from slm_fn.data.corpus import Row
 from slm_fn.data.dedup import Index
+from slm_fn.data.intake import Row
 from slm_fn.data.minhash import DedupConfig
 from slm_fn.data.refine import Refined
 
@@ -78,6 +78,7 @@ class State(msgspec.Struct, frozen=True):
     source: dict[str, Any]
     rows: int = 0
     full: bool = False
+    place: hub.Place | None = None
     parts: tuple[Part, ...] = ()
     counts: Counts = Counts()
 
@@ -141,24 +142,25 @@ class _Block:
     def __init__(self, before: Counts) -> None:
         self.lines: list[bytes] = []
         self.digests: list[bytes] = []
-        self.rows = 0
+        self.rows, self.full = 0, False
+        self.place: hub.Place | None = None
         self.sums = Counter({name: getattr(before, name) for name in _SUMS})
         self.removed, self.dropped = Counter(before.removed), Counter(before.dropped)
 
     def take(self, row: Row, found: Refined, kept: Kept) -> None:
         self.rows += 1
+        self.place = row.place or self.place
         self.sums["problems"] += len(row.problems)
         self.dropped.update(row.dropped)
         if row.item is None:
             return
         self.sums.update(read=1, bytes_read=found.size)
         why = found.why if found.line is None else kept.seen(found)
-        if why is not None or found.line is None:
+        if found.line is None or why is not None:
             self.removed[why or ""] += 1
             return
         self.lines.append(found.line)
-        if found.sketch is not None:
-            self.digests.append(found.sketch.digest)
+        self.digests += [] if found.sketch is None else [found.sketch.digest]
         self.sums.update(kept=1, changed=found.why == CHANGED, bytes_kept=found.left)
 
     def counts(self) -> Counts:
@@ -184,7 +186,7 @@ def run(
     Args:
         ending: of the part files.
         tell: takes a line for each thing that could not be read.
-        progress: is told the counts every so often.
+        progress: is told the counts now and then.
     """
     if state.rows == 0:
         files.write(folder / STATE, _json(state))
@@ -192,9 +194,9 @@ def run(
         ended = state.full
         while not ended:
             first_near = len(kept.near)
-            block, full = _fill(stream, state.counts, kept, limits, block_bytes, tell, progress)
-            ended = full or block.rows == 0
-            state = _commit(folder, state, ending, block, full, kept.near.save(first_near))
+            block = _fill(stream, state.counts, kept, limits, block_bytes, tell, progress)
+            ended = block.full or block.rows == 0
+            state = _commit(folder, state, ending, block, kept.near.save(first_near))
     return state
 
 
@@ -206,30 +208,30 @@ def _fill(
     block_bytes: int,
     tell: Callable[[str], None],
     progress: Callable[[Counts], None],
-) -> tuple[_Block, bool]:
-    """A block of rows, and whether a limit ends the source; the document that would go beyond is not taken."""
+) -> _Block:
+    """A block of rows, full where a limit ends the source; the document that would go beyond is not taken."""
     block, end = _Block(before), before.bytes_read + block_bytes
     while block.rows < BLOCK_ROWS and block.sums["bytes_read"] < end:
         if limits.documents is not None and block.sums["kept"] >= limits.documents:
-            return block, True
+            block.full = True
+            break
         row, found = next(stream, (None, None))
         if row is None or found is None:
             break
         if limits.bytes is not None and found.line and block.sums["bytes_kept"] + found.left > limits.bytes:
-            return block, True
+            block.full = True
+            break
         block.take(row, found, kept)
         for problem in row.problems:
             tell(problem)
         if block.rows % TOLD_ROWS == 0:
             progress(block.counts())
-    return block, False
+    return block
 
 
-def _commit(
-    folder: Path, state: State, ending: str, block: _Block, full: bool, near: Mapping[str, np.ndarray]
-) -> State:
+def _commit(folder: Path, state: State, ending: str, block: _Block, near: Mapping[str, np.ndarray]) -> State:
     """The block's part, its digests, then the journal that tells of them: in this order a kill loses nothing."""
-    parts = state.parts
+    parts, place = state.parts, block.place or state.place
     if block.lines:
         stem, data = f"part_{len(parts):05d}", b"".join(block.lines)
         files.write(folder / f"{stem}{ending}", data)
@@ -238,7 +240,7 @@ def _commit(
             told = dict(near) if len(near["digests"]) else {"digests": digests}
             files.write(folder / f"{stem}{DIGESTS}", safetensors.numpy.save(told))
         parts = (*parts, Part(f"{stem}{ending}", len(block.lines), len(data), hashlib.sha256(data).hexdigest()))
-    after = State(state.settings, state.source, state.rows + block.rows, full, parts, block.counts())
+    after = State(state.settings, state.source, state.rows + block.rows, block.full, place, parts, block.counts())
     files.write(folder / STATE, _json(after))
     return after
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from slm_fn.data.clean import CHANGED, clean
-from slm_fn.data.corpus import Row
+from slm_fn.data.intake import Row
 from slm_fn.data.minhash import DedupConfig, Sketch, digest, fold, sketch
 from slm_fn.data.rules import Rule
 from slm_fn.data.sources import Conversation, Document, Message

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from slm_fn.core import files
-from slm_fn.data import clean, corpus, parts
+from slm_fn.data import clean, corpus, intake, parts
 from slm_fn.data.corpus import CorpusConfig, SourceConfig
 from slm_fn.data.refine import Refine, refined
 from slm_fn.data.rules import Rule
@@ -107,7 +107,7 @@ def _plan(config: CorpusConfig, name: str, source: SourceConfig, folder: Path, f
         raise ValueError(f"source {name!r}: {error}") from None
     files_now = None
     try:
-        files_now = corpus.identity(source)
+        files_now = intake.identity(source)
     except (ValueError, OSError) as error:
         plan = plan._replace(error=_line(error))
     if plan.standing is None:
@@ -158,9 +158,10 @@ def _one(config: CorpusConfig, plan: _Plan, folder: Path, kept: parts.Kept, watc
     if plan.error:
         return SourceReport(name, kind, "failed", error=plan.error)
     began = time.perf_counter()
-    state = standing or parts.State(plan.settings, {})
     try:
-        state = standing or parts.State(plan.settings, corpus.identity(plan.source))
+        state = standing or parts.State(
+            plan.settings, intake.pin(plan.source, lambda line: watch.note(f"{name}: {line}"))
+        )
         done = _run(config, plan, state, folder, kept, watch, workers)
     except Exception as error:  # whatever one source does, the others are to go on
         if os.environ.get("SLM_DEBUG"):
@@ -178,7 +179,7 @@ def _run(
     watch: Watch,
     workers: int,
 ) -> parts.Metadata:
-    source, began, before = plan.source, time.perf_counter(), state.counts
+    source, began, before, place = plan.source, time.perf_counter(), state.counts, state.place
     cache = None if config.cache_dir is None else corpus.expand(config.cache_dir, os.environ)
     if state.rows:
         watch.note(f"{plan.name}: going on behind row {state.rows:,}, {before.kept:,} documents kept so far")
@@ -191,7 +192,7 @@ def _run(
         folder,
         state,
         CHAT if source.kind == "chat" else ".jsonl",
-        lambda done: refined(corpus.rows(pinned, done, cache, note), plan.refine, workers),
+        lambda done: refined(intake.rows(pinned, done, cache, place, note), plan.refine, workers),
         kept,
         _limits(config, source),
         config.part_bytes,

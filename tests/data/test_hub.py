@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import msgspec
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -161,9 +162,6 @@ class Breaking:
         self.stream, self.after = stream, after
         self.state_dict, self.load_state_dict = stream.state_dict, stream.load_state_dict
 
-    def skip(self, count: int) -> "Breaking":
-        return Breaking(self.stream.skip(count), self.after)
-
     def __iter__(self) -> Iterator[Any]:
         for number, row in enumerate(self.stream):
             if number == self.after:
@@ -203,3 +201,66 @@ def test_what_is_no_network_error_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match=r"^json: .*test.*; check config, split and revision at its page on the hub$"):
         next(hub.rows("json", split="test", data_files=str(tmp_path / "a.jsonl"), wait=pytest.fail))
+
+
+class Counting:
+    """A real stream that counts the rows it gives."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.given = stream, 0
+        self.state_dict, self.load_state_dict = stream.state_dict, stream.load_state_dict
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.stream:
+            self.given += 1
+            yield row
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_another_process_goes_on_from_a_place(kind: str, tmp_path: Path) -> None:
+    files = []
+    for part in range(3):
+        rows = [{"text": f"row {row}"} for row in range(part * 900, part * 900 + 900)]
+        files.append(str(tmp_path / f"{part}.{kind}"))
+        if kind == "parquet":
+            parquet.write_table(pyarrow.Table.from_pylist(rows), files[-1], row_group_size=250)
+        else:
+            Path(files[-1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    streams: list[Counting] = []
+
+    def load(*args: Any, **kwargs: Any) -> Counting:
+        streams.append(Counting(datasets.load_dataset(*args, **kwargs)))
+        return streams[-1]
+
+    places: list[hub.Place] = []
+    whole = list(hub.rows(kind, data_files=files, mark=places.append, load=load))
+    assert [place.row for place in places] == [1000, 2000]
+    for place in places:
+        told = msgspec.json.decode(msgspec.json.encode(place), type=hub.Place)
+        for skip in (place.row, place.row + 321):
+            assert list(hub.rows(kind, data_files=files, skip=skip, place=told, load=load)) == whole[skip:]
+            assert streams[-1].given == 2700 - place.row
+            other = msgspec.structs.replace(told, version="0.1")
+            assert list(hub.rows(kind, data_files=files, skip=skip, place=other, load=load)) == whole[skip:]
+            assert streams[-1].given == 2700, "another version's place is not understood"
+        assert list(hub.rows(kind, data_files=files, skip=place.row - 1, place=told)) == whole[place.row - 1 :]
+
+
+def test_what_is_newest_is_pinned_to_a_commit(server: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+    program = (
+        "from slm_fn.data import hub\nprint(hub.commit('org/set'))\n"
+        "for name in ('org/none', 'org/down'):\n"
+        "    waits, told = [], []\n"
+        "    try: hub.commit(name, retries=2, problem=told.append, wait=waits.append)\n"
+        "    except ValueError as error: print(len(waits), len(told), error)\n"
+    )
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120,
+        env=os.environ | {"HF_TOKEN": TOKEN, **home},
+    )  # fmt: skip
+    sha, none, down = done.stdout.splitlines()
+    assert sha == SHA
+    assert none.startswith("0 0 org/none: ")
+    assert down.startswith("2 2 org/down: ")
+    assert "gave up after 3 attempts" in down

@@ -8,7 +8,7 @@ import pytest
 
 from slm_fn.data import parts, sources
 from slm_fn.data.clean import build
-from slm_fn.data.corpus import Row
+from slm_fn.data.intake import Row
 from slm_fn.data.minhash import DedupConfig
 from slm_fn.data.parts import Kept, Limits, State
 from slm_fn.data.refine import Refine, refined

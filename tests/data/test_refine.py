@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from slm_fn.data import clean
-from slm_fn.data.corpus import Row
+from slm_fn.data.intake import Row
 from slm_fn.data.minhash import DedupConfig
 from slm_fn.data.refine import Refine, refined
 from slm_fn.data.rules import Rule

@@ -170,6 +170,31 @@ def test_what_a_failed_source_did_not_write_is_no_duplicate_of_others(config, tm
     assert report.sources[1].counts.kept == 9
 
 
+def test_a_source_of_the_hub_goes_on_where_it_failed(tmp_path):
+    """The second file cannot be read, then the third; what was kept before stays, and is not read again."""
+    files = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    for i, file in enumerate(files):
+        lines(file, [{"text": f"{i} {j} {WORDS[j % 400]}"} for j in range(1600)])
+    good = [file.read_bytes() for file in files]
+    told = {"hub": "json", "data_files": [str(file) for file in files]}
+    config = configs.convert({"part_bytes": 3000, "sources": {"set": told}}, "", CorpusConfig)
+    run(config, tmp_path / "whole")
+    for i in (1, 2):
+        files[i].write_text("{nothing")
+    for i, place in ((1, 1000), (2, 2000)):
+        report, _ = run(config, tmp_path / "out")
+        assert report.failed == ["set"]
+        state = msgspec.json.decode((tmp_path / "out" / "set" / parts.STATE).read_bytes(), type=parts.State)
+        assert state.rows > 1000 * i
+        assert state.place.row == place
+        files[i].write_bytes(good[i])
+    files[0].write_bytes(good[0].replace(b"0 1 w001", b"0 1 read again"))
+    report, said = run(config, tmp_path / "out")
+    assert report.sources[0].status == "done"
+    assert said[0].startswith("set: going on behind row 2,")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_sources_that_the_config_no_longer_has_are_told(config, tmp_path):
     run(config, tmp_path)
     _, said = run(changed(config, "wiki", enabled=False), tmp_path)
