@@ -267,4 +267,4 @@ def _values(column: Any) -> list[Any]:
 
 
 def _first(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".: ")
