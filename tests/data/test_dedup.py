@@ -121,7 +121,7 @@ def family() -> list[Sketch]:
     return [Sketch(int(i // 1.1).to_bytes(16, "little"), row) for i, row in enumerate(rows)]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(cuts=st.lists(st.integers(0, FAMILY), max_size=4), longest=st.sampled_from([3, 256]))
 def test_saved_and_loaded_at_any_moment_it_says_the_same(cuts: list[int], longest: int) -> None:
     sketches = family()
@@ -142,16 +142,18 @@ def test_saved_and_loaded_at_any_moment_it_says_the_same(cuts: list[int], longes
         assert sum(len(part["digests"]) for part in parts) == len(index)
 
 
-def test_a_long_chain_is_followed_so_far_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = np.arange(128, dtype=np.uint8)
-    alike = np.where(np.arange(128) < 60, row, 255 - row).astype(np.uint8)  # shares ten bands, similarity below a half
+@pytest.mark.parametrize(("longest", "said"), [(20, None), (40, None), (41, "near"), (256, "near")])
+def test_a_chain_is_followed_so_far_and_no_further(
+    longest: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "LONGEST_CHAIN", longest)
+    row, place = np.arange(128, dtype=np.uint8), np.arange(128)
     index = Index(CONFIG)
     index.add(Sketch(bytes(16), row))
-    for i in range(1, 40):
-        index.add(Sketch(i.to_bytes(16, "big"), alike))
-    assert index.seen(Sketch(b"x" * 16, row)) == "near"
-    monkeypatch.setattr(dedup, "LONGEST_CHAIN", 0)
-    assert index.seen(Sketch(b"x" * 16, row)) is None
+    for i in range(1, 81):  # every band of `row` is shared by 40 others, half like it
+        shared = place < 66 if i % 2 else place >= 66
+        index.add(Sketch(i.to_bytes(16, "big"), np.where(shared, row, 255 - row).astype(np.uint8)))
+    assert index.seen(Sketch(b"x" * 16, row)) == said
 
 
 def test_arrays_are_saved_without_pickle_and_are_small() -> None:

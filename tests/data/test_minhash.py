@@ -97,6 +97,13 @@ def test_a_long_text_is_hashed_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert len(text) > 20 * minhash.BLOCK
     parts = sketch(text, CONFIG)
     assert similarity(whole, parts) > 0.95
+    monkeypatch.setattr(minhash, "BLOCK", 25)  # five words: blocks may come in any order, and none is lost
+    words = [f"{i:04d} " for i in range(100)]
+    blocks = ["".join(words[i : i + 5]) for i in range(0, 100, 5)]
+    assert (
+        sketch("".join(blocks), CONFIG).signature.tolist() == sketch("".join(blocks[::-1]), CONFIG).signature.tolist()
+    )
+    monkeypatch.setattr(minhash, "BLOCK", 10_000)
     monkeypatch.setattr(minhash, "CHUNK", 7)
     assert sketch(text, CONFIG).signature.tolist() == parts.signature.tolist()
 
