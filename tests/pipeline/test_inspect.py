@@ -151,3 +151,11 @@ def test_a_bad_conversation_is_named(road, tmp_path):
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"chat.jsonl, line 2: .*begins with the user"):
         inspect(tmp_path / "chat.jsonl", tokenizer=road.tokenizer)
+
+
+def test_the_parts_of_a_long_text_are_one_document(tmp_path):
+    (tmp_path / "long.md").write_text("a line of it\n" * 100_000)
+    seen = inspect(tmp_path, num=3)
+    assert len(list(sources.read([tmp_path]))) == 2  # it comes in parts
+    assert (seen.figures["documents"], seen.lengths["document"].longest) == (1, 1_300_000)
+    assert len(seen.samples) == 1
