@@ -21,7 +21,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 30), st.integers(0, 80), st.integers(0, 80))
+@given(st.integers(1, 30), st.integers(0, 100), st.integers(0, 80))
 def test_a_writer_goes_on_from_its_state(tmp_path_factory, shard_size, first, lost):
     row = ids(100)
     whole, cut = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cut")
