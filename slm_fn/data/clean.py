@@ -119,8 +119,10 @@ def clean(rules: Sequence[Rule], text: str) -> Cleaned:
     return Cleaned(left, "" if left == text else CHANGED)
 
 
-def build(specs: Iterable[object], registry: Mapping[str, Callable[..., Rule]] = RULES) -> tuple[Rule, ...]:
-    """Rules from what a config says, each a `Spec`, in its order; presets, which are of `RULES`, are unfolded.
+def build(specs: Iterable[object], registry: Mapping[str, Callable[..., Any]] = RULES) -> tuple[Any, ...]:
+    """Rules, or what else a registry makes, from what a config says: each a `Spec`, in its order.
+
+    Presets, which are of `RULES`, are unfolded.
 
     Raises:
         ValueError: an unknown rule or argument (names the nearest one), or an argument of the wrong type.
@@ -131,7 +133,7 @@ def build(specs: Iterable[object], registry: Mapping[str, Callable[..., Rule]] =
         ['lorem_ipsum', 'top_3_gram']
     """
     presets = PRESETS if registry is RULES else {}
-    built: list[Rule] = []
+    built: list[Any] = []
     for spec in specs:
         name, arguments = _parsed(spec)
         if name in presets:
@@ -154,7 +156,7 @@ def _parsed(spec: object) -> tuple[str, Mapping[str, Any]]:
     return name, arguments or {}
 
 
-def _checked(name: str, constructor: Callable[..., Rule], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(name: str, constructor: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the right names and types: 1 will do where a share is meant."""
     known, kinds = inspect.signature(constructor).parameters, get_type_hints(constructor)
     checked = {}

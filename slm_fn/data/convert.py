@@ -18,7 +18,8 @@ from slm_fn.data.turns import FOREIGN, Refused, Tidied, part, role_of, text_of, 
 
 Row = Mapping[str, Any]
 Count = Callable[[str], None]
-Convert = Callable[[Iterable[Any], Count], Iterator[Conversation] | Iterator[Preference]]
+Convert = Callable[..., Iterator[Conversation] | Iterator[Preference]]
+"""From rows and a count; OASST's take `languages` too."""
 T = TypeVar("T")
 _SPOKEN = re.compile(r"\n\n(Human|Assistant):")
 

@@ -1,7 +1,7 @@
 """Corpora from YAML: what each source is, which of its documents are wanted, and what holds for all.
 
-A source is a data set of the Hugging Face hub or files and folders here; text or chat. Relative paths are taken from
-where the command runs. `${VAR:-default}` and `~` are expanded in `path` and `cache_dir`, and nowhere else.
+A source is a data set of the Hugging Face hub or files and folders here: text, chat or pairs. Relative paths are taken
+from where the command runs. `${VAR:-default}` and `~` are expanded in `path` and `cache_dir`, and nowhere else.
 
 Invariant: what `resolve` returns is complete and free of contradictions; nothing behind it looks for a default.
 """
@@ -20,7 +20,12 @@ from slm_fn.data.minhash import DedupConfig
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 MISSING = object()
-CHAT_LAYOUTS = ("messages", "oasst", "ultrachat", "sharegpt", "prompt_completion")
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "text": (),
+    "chat": ("messages", "oasst", "ultrachat", "sharegpt", "prompt_completion"),
+    "pairs": ("preference", "oasst_pairs"),
+}
+"""The layouts of `data/convert.py` by the kind of source whose rows they yield."""
 Specs = tuple[str | dict[str, Any], ...]
 """Rules of `data/clean.py` as YAML names them."""
 
@@ -35,7 +40,10 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         config, split, revision, data_files: of a data set on the hub; the last is for some of its files alone.
         columns: text: where it stands in a record; several are joined by an empty line.
         url_column: where a record's address stands, for `clean_url`.
-        layout: chat: how the records are written, one of `data/convert.py`; by default it is told by the columns.
+        kind: text, conversations, or preferred and rejected replies.
+        layout: chat, pairs: how the records are written, one of `LAYOUTS`; by default it is told by the columns.
+        languages: chat, pairs: the trees of OASST in one of these; all where there are none.
+        filters: chat: of `data/filters.py`, over what the rules of `clean` left.
         max_tokens: estimated, `bytes_per_token` of the corpus to each.
     """
 
@@ -45,10 +53,12 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     revision: str | None = None
     data_files: str | tuple[str, ...] | None = None
     path: str | None = None
-    kind: Literal["text", "chat"] = "text"
+    kind: Literal["text", "chat", "pairs"] = "text"
     columns: str | tuple[str, ...] = "text"
     url_column: str = "url"
     layout: str | None = None
+    languages: tuple[str, ...] = ()
+    filters: Specs = ()
     max_documents: int | None = None
     max_bytes: int | None = None
     max_tokens: int | None = None
@@ -85,7 +95,7 @@ class CorpusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 def resolve(config: CorpusConfig) -> dict[str, SourceConfig]:
     """The enabled sources in their order, each complete: what it leaves out is the corpus's.
 
-    The rules of `clean` and `clean_url` are for text: a chat source takes its own alone.
+    The rules of `clean` and `clean_url` are for text: another source takes its own alone.
 
     Raises:
         ValueError: no source, a name that cannot be a folder's, or a source that contradicts itself; names it.
@@ -110,10 +120,10 @@ def resolve(config: CorpusConfig) -> dict[str, SourceConfig]:
 
 
 def _complete(config: CorpusConfig, source: SourceConfig) -> SourceConfig:
-    chat = source.kind == "chat"
+    spoken = source.kind != "text"
     default = {
-        "clean": () if chat else config.clean,
-        "clean_url": () if chat else config.clean_url,
+        "clean": () if spoken else config.clean,
+        "clean_url": () if spoken else config.clean_url,
         "normalize": config.normalize,
         "lowercase": config.lowercase,
         "dedup": config.dedup,
@@ -129,10 +139,14 @@ def _contradiction(source: SourceConfig) -> str | None:
         return "needs exactly one of `hub` and `path`"
     if source.path is not None and (source.config or source.revision or source.data_files or source.split != "train"):
         return "`config`, `split`, `revision` and `data_files` belong to a `hub` source"
-    if source.layout is not None and source.kind == "text":
-        return "`layout` is for chat; say `kind: chat`"
-    if source.layout is not None and source.layout not in CHAT_LAYOUTS:
-        return f"no layout {source.layout!r}; there are {', '.join(CHAT_LAYOUTS)}"
+    if source.kind == "text" and (source.layout is not None or source.languages):
+        return "`layout` and `languages` are not for text; say `kind: chat`"
+    if source.layout is not None and source.layout not in LAYOUTS[source.kind]:
+        return f"no layout {source.layout!r}; there are {', '.join(LAYOUTS[source.kind])} for {source.kind}"
+    if source.languages and source.layout not in (None, "oasst", "oasst_pairs"):
+        return f"`languages` are for OASST's trees; rows of the layout {source.layout!r} do not say theirs"
+    if source.filters and source.kind != "chat":
+        return "`filters` are for conversations; say `kind: chat`"
     if not source.columns:
         return "`columns` is empty"
     if any(limit is not None and limit < 1 for limit in limits):

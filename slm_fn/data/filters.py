@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from slm_fn.data import clean, repetition
 from slm_fn.data.clean import CHANGED
@@ -188,7 +188,7 @@ def build(specs: Iterable[object]) -> tuple[Filter, ...]:
         >>> [filter.name for filter in build(["refusals", {"message_length": {"role": "user", "most": 4000}}])]
         ['refusals', 'user_length']
     """
-    return cast(tuple[Filter, ...], clean.build(specs, cast(Any, FILTERS)))
+    return clean.build(specs, FILTERS)
 
 
 def key_of(conversation: Conversation) -> bytes:

@@ -15,20 +15,21 @@ from typing import Any, NamedTuple
 import msgspec
 
 from slm_fn.data import convert, hub, sources
-from slm_fn.data.corpus import CHAT_LAYOUTS, SourceConfig, expand
-from slm_fn.data.sources import Conversation, Document
+from slm_fn.data.corpus import LAYOUTS, SourceConfig, expand
+from slm_fn.data.sources import Conversation, Document, Preference
 
 MISSING = object()
+Item = Document | Conversation | Preference
 
 
 class Row(NamedTuple):
     """What one step of a source gave: an item, or none; its address; and what was told since the step before.
 
-    `problems` are lines for a person; `dropped` are the reasons of the chat converter, to be counted; `place` is where
+    `problems` are lines for a person; `dropped` are the reasons of the converter, to be counted; `place` is where
     the hub can go on, at this row or before it.
     """
 
-    item: Document | Conversation | None
+    item: Item | None
     url: str = ""
     problems: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -73,7 +74,7 @@ def rows(
 ) -> Iterator[Row]:
     """The rows of a complete source from the `done`-th on.
 
-    Text from the hub is asked for from there on; files, and the layouts of chat, are read again and passed over.
+    Text from the hub is asked for from there on; files, and chat and pairs, are read again and passed over.
 
     Args:
         place: the last one that a row before the `done`-th held.
@@ -104,9 +105,9 @@ def rows(
             cache_dir=cache_dir,
             problem=note,
         )
-    if source.kind == "chat":
-        return islice(_chat_rows(source, records, problems), done, None)
-    return islice(_text_rows(source, records, problems, first, places), done - first, None)
+    if source.kind == "text":
+        return islice(_text_rows(source, records, problems, first, places), done - first, None)
+    return islice(_spoken_rows(source, records, problems), done, None)
 
 
 def _documents(documents: Iterable[Document], problems: list[str]) -> Iterator[Row]:
@@ -142,7 +143,7 @@ def _text_rows(
         yield Row(None, "", _taken(problems))
 
 
-def _chat_rows(source: SourceConfig, records: Iterator[dict[str, Any]], problems: list[str]) -> Iterator[Row]:
+def _spoken_rows(source: SourceConfig, records: Iterator[dict[str, Any]], problems: list[str]) -> Iterator[Row]:
     dropped: list[str] = []
     layout = source.layout
     if layout is None:
@@ -150,11 +151,13 @@ def _chat_rows(source: SourceConfig, records: Iterator[dict[str, Any]], problems
         if head is None:
             raise ValueError(f"{source.hub or source.path}: no rows")
         layout, records = convert.detect(head), chain([head], records)
-        if layout not in CHAT_LAYOUTS:
-            raise ValueError(f"{source.hub or source.path}: the layout {layout!r} holds preferences, no conversations")
-    for conversation in convert.LAYOUTS[layout](records, dropped.append):
-        assert isinstance(conversation, Conversation)
-        yield Row(conversation, "", _taken(problems), _taken(dropped))
+        layout = "oasst_pairs" if (layout, source.kind) == ("oasst", "pairs") else layout
+        if layout not in LAYOUTS[source.kind]:
+            held = "conversations, no preferences" if source.kind == "pairs" else "preferences, no conversations"
+            raise ValueError(f"{source.hub or source.path}: the layout {layout!r} holds {held}")
+    only: dict[str, Any] = {"languages": source.languages} if layout in ("oasst", "oasst_pairs") else {}
+    for item in convert.LAYOUTS[layout](records, dropped.append, **only):
+        yield Row(item, "", _taken(problems), _taken(dropped))
     if problems or dropped:
         yield Row(None, "", _taken(problems), _taken(dropped))
 

@@ -32,7 +32,13 @@ class Node(NamedTuple):
     row: Mapping[str, Any]
     parent: Node | None
     rank: float
-    children: list[Node]
+
+
+class Tree(NamedTuple):
+    """Messages, those before their replies, the root first; and the replies to each by its id. No node knows both."""
+
+    nodes: list[Node]
+    replies: dict[str, list[Node]]
 
 
 def conversations(rows: Iterable[Any], count: Count, languages: Collection[str] = ()) -> Iterator[Conversation]:
@@ -51,13 +57,13 @@ def conversations(rows: Iterable[Any], count: Count, languages: Collection[str] 
     """
     for tree in _trees(rows, count):
         try:
-            root, notes = plant(tree, languages)
-            path = _turns(_best_leaf(root))
+            grown, notes = plant(tree, languages)
+            path = _turns(_best_leaf(grown))
             tidied = tidy(path)
         except Refused as reason:
             count(str(reason))
             continue
-        for note in (*notes, *[BESIDE] * (len(_walk(root)) - len(path)), *tidied.repairs):
+        for note in (*notes, *[BESIDE] * (len(grown.nodes) - len(path)), *tidied.repairs):
             count(note)
         yield Conversation(tidied.messages)
 
@@ -70,12 +76,12 @@ def preferences(rows: Iterable[Any], count: Count, languages: Collection[str] = 
     """
     for tree in _trees(rows, count):
         try:
-            root, notes = plant(tree, languages)
+            grown, notes = plant(tree, languages)
         except Refused as reason:
             count(str(reason))
             continue
         found = []
-        for chosen, rejected in _ranked(root):
+        for chosen, rejected in _ranked(grown):
             try:
                 found.append(part(tidy(_turns(chosen)).messages, tidy(_turns(rejected)).messages))
             except Refused as reason:
@@ -109,8 +115,8 @@ def _is_message(row: Any) -> bool:
     return isinstance(row, Mapping) and all(isinstance(row.get(name), str) for name in ("message_id", "role", "text"))
 
 
-def plant(rows: Sequence[Mapping[str, Any]], languages: Collection[str] = ()) -> tuple[Node, list[str]]:
-    """The rows of a tree as its root, and a note for each message that has no place in it.
+def plant(rows: Sequence[Mapping[str, Any]], languages: Collection[str] = ()) -> tuple[Tree, list[str]]:
+    """The rows of a tree grown from its root, and a note for each message that has no place in it.
 
     Raises:
         Refused: there is no root, it was deleted or failed its review, moderators stopped the tree, or it is in
@@ -125,26 +131,25 @@ def plant(rows: Sequence[Mapping[str, Any]], languages: Collection[str] = ()) ->
         raise Refused("a tree that moderators stopped")
     if languages and roots[0].get("lang") not in languages:
         raise Refused("a tree in another language")
-    replies: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        if row.get("parent_id") and not _is_removed(row):
-            replies.setdefault(row["parent_id"], {}).setdefault(row["message_id"], row)
-    root = _node(roots[0], None)
-    grown = [root]
-    for node in grown:  # grows while it is walked: a message is reached once, so a ring of parents never is
-        for row in replies.pop(node.row["message_id"], {}).values():
-            node.children.append(_node(row, node))
-            grown.append(node.children[-1])
-    removed = sum(map(_is_removed, rows))
-    names = {row["message_id"] for row in rows if not _is_removed(row)}
-    twice = len(rows) - removed - len(names)
-    return root, [REMOVED] * removed + [TWICE] * twice + [ORPHAN] * (len(names) - len(grown))
+    left = [row for row in rows if not _is_removed(row)]
+    once = {row["message_id"]: row for row in reversed([roots[0], *left])}  # of equal ids the root, then the first
+    replies: dict[str, list[Mapping[str, Any]]] = {}
+    for row in reversed(once.values()):
+        if row is not roots[0]:
+            replies.setdefault(row.get("parent_id") or "", []).append(row)
+    tree = Tree([_node(roots[0], None)], {})
+    for node in tree.nodes:  # grows while it is walked: a message is reached once, so a ring of parents never is
+        name = node.row["message_id"]
+        tree.replies[name] = [_node(row, node) for row in replies.get(name, [])]
+        tree.nodes.extend(tree.replies[name])
+    lacking = {REMOVED: len(rows) - len(left), TWICE: len(left) - len(once), ORPHAN: len(once) - len(tree.nodes)}
+    return tree, [note for note, num in lacking.items() for _ in range(num)]
 
 
 def _node(row: Mapping[str, Any], parent: Node | None) -> Node:
     rank = row.get("rank")
     ranked = isinstance(rank, int | float) and not math.isnan(rank)
-    return Node(row, parent, float(rank or 0) if ranked else math.inf, [])
+    return Node(row, parent, float(rank or 0) if ranked else math.inf)
 
 
 def _turns(node: Node | None) -> list[tuple[str, str]]:
@@ -160,26 +165,19 @@ def _is_removed(row: Mapping[str, Any]) -> bool:
     return bool(row.get("deleted")) or row.get("review_result") is False
 
 
-def _walk(root: Node) -> list[Node]:
-    """Every message, parents before children."""
-    nodes = [root]
-    for node in nodes:
-        nodes += node.children
-    return nodes
-
-
-def _best_leaf(root: Node) -> Node:
-    """Always on with the child ranked best; of equals with the one that most turns follow."""
+def _best_leaf(tree: Tree) -> Node:
+    """Always on with the reply ranked best; of equals with the one that most turns follow."""
     turns: dict[str, int] = {}
-    for node in reversed(_walk(root)):
-        turns[node.row["message_id"]] = 1 + max((turns[child.row["message_id"]] for child in node.children), default=0)
-    leaf = root
-    while leaf.children:
-        leaf = min(leaf.children, key=lambda child: (child.rank, -turns[child.row["message_id"]]))
+    for node in reversed(tree.nodes):
+        name = node.row["message_id"]
+        turns[name] = 1 + max((turns[reply.row["message_id"]] for reply in tree.replies[name]), default=0)
+    leaf = tree.nodes[0]
+    while replies := tree.replies[leaf.row["message_id"]]:
+        leaf = min(replies, key=lambda reply: (reply.rank, -turns[reply.row["message_id"]]))
     return leaf
 
 
-def _ranked(root: Node) -> Iterator[tuple[Node, Node]]:
-    for node in _walk(root):
-        ordered = sorted((child for child in node.children if child.rank < math.inf), key=lambda child: child.rank)
+def _ranked(tree: Tree) -> Iterator[tuple[Node, Node]]:
+    for replies in tree.replies.values():
+        ordered = sorted((reply for reply in replies if reply.rank < math.inf), key=lambda reply: reply.rank)
         yield from ((ordered[0], other) for other in ordered[1:] if other.rank > ordered[0].rank)

@@ -1,7 +1,7 @@
 """One item of a corpus refined: normalised and cleaned, sketched for duplicates, written as a line of JSONL.
 
-A text that comes in pieces is refined piece by piece, and each piece is a line of its own. In a conversation every
-message goes through the rules, and a message that a rule removes takes its conversation along.
+A text that comes in pieces is refined piece by piece, and each piece is a line of its own. In a conversation or
+a pair every message goes through the rules, and one that a rule removes takes all along; filters come behind.
 
 Invariant: pure and picklable, so that a worker process gives what this one would.
 """
@@ -9,21 +9,25 @@ Invariant: pure and picklable, so that a worker process gives what this one woul
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
+from slm_fn.data import filters
 from slm_fn.data.clean import CHANGED, clean
-from slm_fn.data.intake import Row
+from slm_fn.data.filters import Filter
+from slm_fn.data.intake import Item, Row
 from slm_fn.data.minhash import DedupConfig, Sketch, digest, fold, sketch
 from slm_fn.data.rules import Rule
-from slm_fn.data.sources import Conversation, Document, Message
+from slm_fn.data.sources import Conversation, Document, Message, Preference
 from slm_fn.data.workers import in_order
 
 BATCH_CHARACTERS, BATCH_ROWS = 1 << 20, 512
 """What is handed to a worker at a time."""
 NO_SIGNATURE = np.zeros(0, np.uint8)
+
+Talk = TypeVar("Talk", Conversation, Preference)
 
 
 class Refined(NamedTuple):
@@ -46,6 +50,7 @@ class Refine(NamedTuple):
     url_rules: tuple[Rule, ...] = ()
     dedup: Literal["none", "exact", "near"] = "none"
     near: DedupConfig = DedupConfig()
+    filters: tuple[Filter, ...] = ()
 
     def apply(self, rows: Sequence[Row]) -> list[Refined]:
         """What becomes of each row."""
@@ -64,8 +69,13 @@ class Refine(NamedTuple):
         left = [found.text for found in cleaned if found.text is not None]
         if len(left) < len(texts):
             return Refined(None, next(found.why for found in cleaned if found.text is None), size)
-        why = CHANGED if any(found.why for found in cleaned) else ""
-        return Refined(line(row.item, left), why, size, sum(map(_size, left)), self._sketch("\n\n".join(left)))
+        item, why = row.item, CHANGED if any(found.why for found in cleaned) else ""
+        if self.filters and isinstance(item, Conversation):
+            kept, reason = filters.apply(self.filters, retold(item, left))
+            if kept is None:
+                return Refined(None, reason, size)
+            item, why, left = kept, why or reason, texts_of(kept)
+        return Refined(line(item, left), why, size, sum(map(_size, left)), self._sketch("\n\n".join(left)))
 
     def _sketch(self, text: str) -> Sketch | None:
         if self.dedup == "near":
@@ -94,24 +104,35 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def texts_of(item: Document | Conversation) -> list[str]:
+def texts_of(item: Item) -> list[str]:
     """What is said in an item."""
-    return [item.text] if isinstance(item, Document) else [message.content for message in item.messages]
+    return [item.text] if isinstance(item, Document) else [m.content for part in _parts(item) for m in part]
 
 
-def line(item: Document | Conversation, texts: Sequence[str]) -> bytes:
+def retold(item: Talk, texts: Sequence[str]) -> Talk:
+    """The same turns with other texts."""
+    left = iter(texts)
+    return type(item)(*[tuple(Message(m.role, next(left)) for m in part) for part in _parts(item)])
+
+
+def _parts(item: Conversation | Preference) -> tuple[tuple[Message, ...], ...]:
+    return (item.messages,) if isinstance(item, Conversation) else (item.prompt, item.chosen, item.rejected)
+
+
+def line(item: Item, texts: Sequence[str]) -> bytes:
     """An item with other texts as a line of JSONL.
 
     Example:
         >>> line(Document("a.txt", "A ", part=2), ["A"])
         b'{"text":"A","name":"a.txt#2"}\\n'
     """
+    row: object
     if isinstance(item, Document):
-        name = f"{item.name}#{item.part}" if item.part else item.name
-        row: object = {"text": texts[0], "name": name}
+        row = {"text": texts[0], "name": f"{item.name}#{item.part}" if item.part else item.name}
+    elif isinstance(item, Conversation):
+        row = retold(item, texts)
     else:
-        said = zip(item.messages, texts, strict=True)
-        row = Conversation(tuple(Message(message.role, text) for message, text in said))
+        row = retold(item, texts)
     return msgspec.json.encode(row) + b"\n"
 
 

@@ -20,11 +20,10 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from slm_fn.core import files
-from slm_fn.data import clean, corpus, intake, parts
+from slm_fn.data import clean, corpus, filters, intake, parts
 from slm_fn.data.corpus import CorpusConfig, SourceConfig
 from slm_fn.data.refine import Refine, refined
 from slm_fn.data.rules import Rule
-from slm_fn.data.sources import CHAT
 from slm_fn.text.normalize import normalize
 
 Standing = parts.Metadata | parts.State | None
@@ -34,7 +33,7 @@ class SourceReport(msgspec.Struct, frozen=True):
     """One source: what became of it, what was counted over all runs, and the speed of this one."""
 
     name: str
-    kind: Literal["text", "chat"]
+    kind: Literal["text", "chat", "pairs"]
     status: Literal["done", "skipped", "failed"]
     counts: parts.Counts = parts.Counts()
     tokens_estimated: int = 0
@@ -58,12 +57,26 @@ class Watch(NamedTuple):
 
 
 class _Plan(NamedTuple):
+    """A source and what lies in its folder; `changed` names what is no longer as it was made of."""
+
     name: str
     source: SourceConfig
+    folder: Path
     refine: Refine
     settings: dict[str, Any]
     standing: Standing
+    changed: list[str]
     error: str = ""
+
+
+class _Run(NamedTuple):
+    """What all sources share."""
+
+    config: CorpusConfig
+    kept: parts.Kept
+    watch: Watch
+    workers: int
+    cache: Path | None
 
 
 def prepare(config: CorpusConfig, out: Path | str, watch: Watch, force: bool = False, workers: int = 0) -> Report:
@@ -78,53 +91,62 @@ def prepare(config: CorpusConfig, out: Path | str, watch: Watch, force: bool = F
             anything is read.
     """
     out, began = Path(out), time.perf_counter()
-    plans = [_plan(config, name, source, out / name, force) for name, source in corpus.resolve(config).items()]
+    cache = None if config.cache_dir is None else corpus.expand(config.cache_dir, os.environ)
+    plans = [_plan(config, name, source, out / name) for name, source in corpus.resolve(config).items()]
+    _check(plans, force)
     files.sweep(out)
+    plans = [_renewed(plan, watch) if plan.changed else plan for plan in plans]
     _note_strangers(out, {plan.name for plan in plans}, watch)
-    kept = _kept(config, plans, out)
+    run = _Run(config, _kept(config, plans), watch, workers, cache)
     done = []
     for plan in plans:
-        report = _one(config, plan, out / plan.name, kept, watch, workers)
+        report = _one(run, plan)
         if report.status == "failed":
             watch.note(f"{plan.name}: failed: {report.error}")
-            kept = _kept(config, plans, out)  # it may have remembered what never came to the disk
+            run = run._replace(kept=_kept(config, plans))  # it may remember what never came to the disk
         done.append(report)
     failed = [report.name for report in done if report.status == "failed"]
     return Report(done, round(time.perf_counter() - began, 2), failed)
 
 
-def _kept(config: CorpusConfig, plans: list[_Plan], out: Path) -> parts.Kept:
+def _kept(config: CorpusConfig, plans: list[_Plan]) -> parts.Kept:
     kept = parts.Kept(config.near)
-    kept.extend(out / plan.name for plan in plans)
+    kept.extend(plan.folder for plan in plans)
     return kept
 
 
-def _plan(config: CorpusConfig, name: str, source: SourceConfig, folder: Path, force: bool) -> _Plan:
-    """What is to be done for a source, and whether what lies there was made so."""
+def _plan(config: CorpusConfig, name: str, source: SourceConfig, folder: Path) -> _Plan:
     try:
-        plan = _Plan(name, source, _refine(config, source), _settings(config, source), parts.standing(folder))
+        refine, settings, standing = _refine(config, source), _settings(config, source), parts.standing(folder)
     except ValueError as error:
         raise ValueError(f"source {name!r}: {error}") from None
-    files_now = None
+    plan, lies_here = _Plan(name, source, folder, refine, settings, standing, []), None
     try:
-        files_now = intake.identity(source)
+        lies_here = intake.identity(source)
     except (ValueError, OSError) as error:
         plan = plan._replace(error=_line(error))
-    if plan.standing is None:
+    if standing is None:
         return plan
-    was, now = plan.standing.settings, plan.settings
-    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
-    if source.path is not None and files_now is not None and plan.standing.source != files_now:
+    was = standing.settings
+    changed = sorted(key for key in was.keys() | settings.keys() if was.get(key) != settings.get(key))
+    if source.path is not None and lies_here not in (None, standing.source):
         changed.append("the files themselves")
-    if not changed:
-        return plan
-    if not force:
-        raise ValueError(
-            f"source {name!r}: {folder} was made with other settings ({', '.join(changed)}); "
-            "put them back, take another --out, or make it anew with --force"
-        )
-    parts.discard(folder)
-    return plan._replace(standing=None)
+    return plan._replace(changed=changed)
+
+
+def _check(plans: list[_Plan], force: bool) -> None:
+    for plan in plans:
+        if plan.changed and not force:
+            raise ValueError(
+                f"source {plan.name!r}: {plan.folder} was made with other settings ({', '.join(plan.changed)}); "
+                "put them back, take another --out, or make it anew with --force"
+            )
+
+
+def _renewed(plan: _Plan, watch: Watch) -> _Plan:
+    parts.discard(plan.folder)
+    watch.note(f"{plan.name}: begun anew; what other sources dropped as its duplicates stays dropped")
+    return plan._replace(standing=None, changed=[])
 
 
 def _refine(config: CorpusConfig, source: SourceConfig) -> Refine:
@@ -133,7 +155,8 @@ def _refine(config: CorpusConfig, source: SourceConfig) -> Refine:
         alphabet: Any = source.normalize
         form = partial(normalize, alphabet=alphabet, lowercase=bool(source.lowercase))
         rules = (Rule("normalize", form), *rules)
-    return Refine(rules, clean.build(source.clean_url or (), clean.URL_RULES), source.dedup or "none", config.near)
+    url_rules = clean.build(source.clean_url or (), clean.URL_RULES)
+    return Refine(rules, url_rules, source.dedup or "none", config.near, filters.build(source.filters))
 
 
 def _settings(config: CorpusConfig, source: SourceConfig) -> dict[str, Any]:
@@ -150,19 +173,16 @@ def _settings(config: CorpusConfig, source: SourceConfig) -> dict[str, Any]:
     return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(plain)))
 
 
-def _one(config: CorpusConfig, plan: _Plan, folder: Path, kept: parts.Kept, watch: Watch, workers: int) -> SourceReport:
+def _one(run: _Run, plan: _Plan) -> SourceReport:
     name, kind, standing = plan.name, plan.source.kind, plan.standing
     if isinstance(standing, parts.Metadata):
-        watch.note(f"{name}: finished before, {standing.counts.kept:,} documents; skipped")
+        run.watch.note(f"{name}: finished before, {standing.counts.kept:,} documents; skipped")
         return SourceReport(name, kind, "skipped", standing.counts, standing.tokens_estimated)
     if plan.error:
         return SourceReport(name, kind, "failed", error=plan.error)
     began = time.perf_counter()
     try:
-        state = standing or parts.State(
-            plan.settings, intake.pin(plan.source, lambda line: watch.note(f"{name}: {line}"))
-        )
-        done = _run(config, plan, state, folder, kept, watch, workers)
+        done = _written(run, plan, standing)
     except Exception as error:  # whatever one source does, the others are to go on
         if os.environ.get("SLM_DEBUG"):
             raise
@@ -170,48 +190,38 @@ def _one(config: CorpusConfig, plan: _Plan, folder: Path, kept: parts.Kept, watc
     return SourceReport(name, kind, "done", done.counts, done.tokens_estimated, _since(began))
 
 
-def _run(
-    config: CorpusConfig,
-    plan: _Plan,
-    state: parts.State,
-    folder: Path,
-    kept: parts.Kept,
-    watch: Watch,
-    workers: int,
-) -> parts.Metadata:
-    source, began, before, place = plan.source, time.perf_counter(), state.counts, state.place
-    cache = None if config.cache_dir is None else corpus.expand(config.cache_dir, os.environ)
-    if state.rows:
-        watch.note(f"{plan.name}: going on behind row {state.rows:,}, {before.kept:,} documents kept so far")
+def _written(run: _Run, plan: _Plan, journal: parts.State | None) -> parts.Metadata:
+    source, config, began = plan.source, run.config, time.perf_counter()
 
     def note(line: str) -> None:
-        watch.note(f"{plan.name}: {line}")
+        run.watch.note(f"{plan.name}: {line}")
 
-    pinned = msgspec.structs.replace(source, revision=state.source.get("revision", source.revision))
+    begun = journal or parts.State(plan.settings, intake.pin(source, note))
+    if begun.rows:
+        note(f"going on behind row {begun.rows:,}, {begun.counts.kept:,} documents kept so far")
+    pinned = msgspec.structs.replace(source, revision=begun.source.get("revision", source.revision))
     state = parts.run(
-        folder,
-        state,
-        CHAT if source.kind == "chat" else ".jsonl",
-        lambda done: refined(intake.rows(pinned, done, cache, place, note), plan.refine, workers),
-        kept,
+        plan.folder,
+        begun,
+        ".jsonl" if source.kind == "text" else f".{source.kind}.jsonl",
+        lambda done: refined(intake.rows(pinned, done, run.cache, begun.place, note), plan.refine, run.workers),
+        run.kept,
         _limits(config, source),
         config.part_bytes,
         note,
-        lambda counts: watch.update(plan.name, counts, before, time.perf_counter() - began),
+        lambda counts: run.watch.update(plan.name, counts, begun.counts, time.perf_counter() - began),
     )
-    return parts.finish(
-        folder,
-        parts.Metadata(
-            name=plan.name,
-            digest=hashlib.sha256(msgspec.json.encode(plan.settings, order="sorted")).hexdigest(),
-            settings=plan.settings,
-            source=state.source,
-            counts=state.counts,
-            tokens_estimated=round(state.counts.bytes_kept / config.bytes_per_token),
-            parts=state.parts,
-            versions={"slm_fn": packages.version("slm_fn"), "unicode": unicodedata.unidata_version},
-        ),
+    metadata = parts.Metadata(
+        name=plan.name,
+        digest=hashlib.sha256(msgspec.json.encode(plan.settings, order="sorted")).hexdigest(),
+        settings=plan.settings,
+        source=state.source,
+        counts=state.counts,
+        tokens_estimated=round(state.counts.bytes_kept / config.bytes_per_token),
+        parts=state.parts,
+        versions={"slm_fn": packages.version("slm_fn"), "unicode": unicodedata.unidata_version},
     )
+    return parts.finish(plan.folder, metadata)
 
 
 def _limits(config: CorpusConfig, source: SourceConfig) -> parts.Limits:

@@ -197,7 +197,7 @@ columns = (
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(columns.split()), anything, max_size=4), max_size=4))
 def test_any_row_is_yielded_or_counted_once(rows):
     for layout in convert.LAYOUTS:

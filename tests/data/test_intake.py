@@ -9,7 +9,7 @@ import pytest
 
 from slm_fn.data import intake
 from slm_fn.data.corpus import CorpusConfig, SourceConfig, resolve
-from slm_fn.data.sources import Conversation, Document
+from slm_fn.data.sources import Conversation, Document, Preference
 
 
 def lines(path, rows):
@@ -109,3 +109,21 @@ def test_preferences_are_no_conversations(tmp_path):
     path = lines(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with pytest.raises(ValueError, match="holds preferences"):
         list(intake.rows(complete(path=path, kind="chat")))
+
+
+def test_pairs_come_from_preferences_and_from_ranked_trees(tmp_path):
+    pairs = lines(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a"}])
+    found = list(intake.rows(complete(path=pairs, kind="pairs")))
+    assert [type(row.item) for row in found] == [Preference, type(None)]
+    assert [row.dropped for row in found] == [(), ("not of this layout",)]
+    tree = [{"message_id": "p", "role": "prompter", "text": "a", "lang": "en", "message_tree_id": "p"}]
+    for rank, text in enumerate("bc"):
+        tree.append({**tree[0], "message_id": text, "parent_id": "p", "role": "assistant", "text": text, "rank": rank})
+    trees = lines(tmp_path / "t.jsonl", tree)
+    assert [row.item for row in intake.rows(complete(path=trees, kind="pairs"))] == [found[0].item]
+    best = next(intake.rows(complete(path=trees, kind="chat", languages=("en",)))).item
+    assert [message.content for message in best.messages] == ["a", "b"]
+    (other,) = intake.rows(complete(path=trees, kind="pairs", languages=("de",)))
+    assert other.dropped == ("a tree in another language",)
+    with pytest.raises(ValueError, match="'messages' holds conversations, no preferences"):
+        list(intake.rows(complete(path=lines(tmp_path / "m.jsonl", [{"messages": []}]), kind="pairs")))

@@ -5,12 +5,12 @@ from functools import partial
 import msgspec
 import pytest
 
-from slm_fn.data import clean
+from slm_fn.data import clean, filters
 from slm_fn.data.intake import Row
 from slm_fn.data.minhash import DedupConfig
 from slm_fn.data.refine import Refine, refined
 from slm_fn.data.rules import Rule
-from slm_fn.data.sources import Conversation, Document, Message
+from slm_fn.data.sources import Conversation, Document, Message, Preference
 from slm_fn.text.normalize import normalize
 
 FORM = Rule("normalize", partial(normalize, alphabet="unicode", lowercase=False))
@@ -79,3 +79,26 @@ def test_workers_give_what_this_process_gives():
     )  # fmt: skip
     assert here == there
     assert [row for row, *_ in here] == rows
+
+
+def test_filters_come_behind_the_rules_and_are_counted_by_name():
+    chosen = filters.build(["refusals", {"message_length": {"most": 4}}, {"first_turns": {"most": 2}}])
+    refine = Refine((FORM,), filters=chosen)
+    assert one(refine, talk("Hi", "I can\u2019t help with that"))[:2] == (None, "refusals")
+    assert one(refine, talk("Hi", "Hello"))[:2] == (None, "assistant_length")
+    assert one(refine, talk("Hi", "\ufb01ne")).line
+    found = one(refine, talk("a", "b", "c", "d"))
+    assert (msgspec.json.decode(found.line, type=Conversation), found.why) == (talk("a", "b"), clean.CHANGED)
+    assert (found.size, found.left) == (4, 2)
+
+
+def test_every_message_of_a_pair_goes_through_the_rules():
+    said = [Message(role, text) for role, text in (("user", "\ufb01?"), ("assistant", "yes"), ("assistant", "no"))]
+    pair = Preference(*((message,) for message in said))
+    found = one(Refine((FORM,)), pair)
+    assert msgspec.json.decode(found.line) == {
+        "prompt": [{"role": "user", "content": "fi?"}],
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    assert one(Refine(clean.build([{"length": {"least": 3}}])), pair)[:2] == (None, "length")
