@@ -2,7 +2,7 @@
 
     part_00000.jsonl ...   part_00000.dedup.safetensors ...   state.json (while unfinished)   metadata.json (at the end)
 
-Conversations are in part_00000.chat.jsonl, which reading the texts of a folder passes over, so that it packs.
+Conversations are in part_00000.chat.jsonl, pairs in part_00000.pairs.jsonl, which reading a folder's texts passes over.
 
 Input is taken by the block: so many bytes or rows of it. What a block leaves is a part file; then the digests of what
 was kept are written, then the journal, which says how many rows are behind. A process that is killed leaves the journal

@@ -21,8 +21,8 @@ from slm_fn.data import folders, formats
 from slm_fn.data.formats import PIECE, Fail, shown
 from slm_fn.data.records import records, texts
 
-CHAT = ".chat.jsonl"
-"""A name with this in it says that a file holds conversations: reading a folder's texts passes over it."""
+SPOKEN = (".chat.jsonl", ".pairs.jsonl")
+"""Names with these hold conversations or pairs: reading the texts of a folder passes over them."""
 T = TypeVar("T")
 
 
@@ -149,7 +149,7 @@ def _named(paths: Iterable[Path | str], report: _Report) -> list[tuple[str, str]
     found: dict[Path, tuple[str, Path]] = {}
     for path in map(Path, paths):
         for file in folders.files_of(path, report.fail):
-            if CHAT in file.name.lower() and file != path:
+            if file != path and any(ending in file.name.lower() for ending in SPOKEN):
                 continue
             found[file.resolve()] = (file.name if file == path else file.relative_to(path).as_posix(), file)
     named = [(shown(name), file) for name, file in found.values()]

@@ -1,11 +1,14 @@
 """Batches through one function in their order, in this process or in spawned ones.
 
-Invariant: the number of workers changes the speed alone; at most two batches per worker are under way.
+Invariant: the number of workers changes the speed alone; at most two batches per worker are under way; a worker ends
+with the process that started it, even one that was killed.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +24,15 @@ _work: Callable[[Any], Any]
 def _start(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for work for ever where its parent was killed: it holds the other end of the queue itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _call(batch: Any) -> Any:

@@ -193,6 +193,7 @@ def test_parts_read_as_text_and_those_of_conversations_are_passed_over(tmp_path)
     run(tmp_path / "a")
     (tmp_path / "talk").mkdir()
     (tmp_path / "talk" / "part_00000.chat.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "talk" / "part_00000.pairs.jsonl").write_text('{"prompt": "a"}\n')
     assert [document.text for document in sources.read([tmp_path])] == [row["text"] for row in rows_of(tmp_path / "a")]
     with pytest.raises(ValueError, match="text"):
         list(sources.read([tmp_path / "talk" / "part_00000.chat.jsonl"]))

@@ -1,6 +1,11 @@
 """data/workers.py: batches come back in order, few are under way, an error arrives at its place."""
 
 import operator
+import os
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from itertools import count
 
@@ -37,3 +42,36 @@ def test_an_error_arrives_at_its_place(workers):
     assert next(stream) == (1, 1.0)
     with pytest.raises(ZeroDivisionError):
         next(stream)
+
+
+def test_workers_end_with_a_process_that_was_killed():
+    program = (
+        "import operator, multiprocessing\nfrom itertools import count\nfrom slm_fn.data.workers import in_order\n"
+        "if __name__ == '__main__':\n"
+        "    stream = in_order(count(), operator.neg, 2)\n"
+        "    for _ in range(40): next(stream)\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    input()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with parent:
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert children
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(400):
+        if not any(alive(pid) for pid in children):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still there: {[pid for pid in children if alive(pid)]}")
+
+
+def alive(pid):
+    """Whether a process runs; one that ended and nobody has asked for is no more than a name."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # no /proc here, or it ended this moment
+        return os.path.isdir("/proc") is False

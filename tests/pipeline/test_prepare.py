@@ -127,7 +127,8 @@ def test_other_settings_are_refused_before_anything_is_done_and_force_begins_ane
     with pytest.raises(ValueError, match=r"source 'web'.*other settings \(lowercase, max_documents\).*--force"):
         run(other, tmp_path / "out")
     assert not (tmp_path / "out" / "books").exists()
-    report, _ = run(other, tmp_path / "out", force=True)
+    report, said = run(other, tmp_path / "out", force=True)
+    assert "web: begun anew" in said[0]
     assert {row.name: row.status for row in report.sources} == {
         "books": "done", "web": "done", "wiki": "skipped", "chat": "skipped"
     }  # fmt: skip
@@ -160,14 +161,14 @@ def test_a_source_that_fails_stops_no_other(config, tmp_path):
 
 def test_what_a_failed_source_did_not_write_is_no_duplicate_of_others(config, tmp_path):
     """The second file of a data set cannot be read: the first's rows are in no part, another source may keep them."""
-    lines(tmp_path / "good.jsonl", [{"text": text(i)} for i in range(9)])
+    lines(tmp_path / "good.jsonl", [{"text": text(i, 9)} for i in range(700)])
     (tmp_path / "bad.jsonl").write_text("{nothing")
     both = [str(tmp_path / name) for name in ("good.jsonl", "bad.jsonl")]
     told = {"half": {"hub": "json", "data_files": both}, "again": {"path": both[0]}}
     report, said = run(configs.convert({"sources": told}, "", CorpusConfig), tmp_path / "out")
     assert report.failed == ["half"]
     assert said[0].startswith("half: failed: json: ")
-    assert report.sources[1].counts.kept == 9
+    assert report.sources[1].counts.kept == 700
 
 
 def test_a_source_of_the_hub_goes_on_where_it_failed(tmp_path):
