@@ -9,7 +9,8 @@ import torch
 from slm_fn import config as configs
 from slm_fn.core import tree
 from slm_fn.data import sources
-from slm_fn.pipeline import dpo, evaluate, model, pretrain, sft
+from slm_fn.data.corpus import CorpusConfig
+from slm_fn.pipeline import dpo, evaluate, model, prepare, pretrain, sft
 from slm_fn.train import checkpoint, runlog
 
 
@@ -165,6 +166,39 @@ def test_a_split_keeps_prompts_apart(road):
     assert held
     prompts = [{row.messages[0].content for row in part} for part in (train, held)]
     assert not prompts[0] & prompts[1]
+
+
+def test_public_layouts_become_what_sft_and_dpo_read(walked, tmp_path):
+    def write(name, rows):
+        (tmp_path / name).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        return str(tmp_path / name)
+
+    share = [[("human", "Who rules?"), ("gpt", reply)] for reply in ("The king.", "As an AI, I cannot say.", "")]
+    root = {"message_id": "p", "message_tree_id": "p", "role": "prompter", "text": "Who is a fool?", "lang": "en"}
+    said = [("He is.", 0), ("No more.", 1), ("A night.", 2)]
+    tree = [
+        root,
+        *({**root, "message_id": t, "parent_id": "p", "role": "assistant", "text": t, "rank": r} for t, r in said),
+    ]
+    corpus = {
+        "share": {
+            "path": write("share.jsonl", [{"conversations": [{"from": a, "value": b} for a, b in r]} for r in share]),
+            "kind": "chat",
+            "filters": ["turns", "refusals"],
+        },
+        "ranked": {"path": write("tree.jsonl", tree), "kind": "pairs", "languages": ["en"]},
+    }
+    notes = []
+    config = msgspec.convert({"sources": corpus}, CorpusConfig)
+    share, ranked = prepare.prepare(config, tmp_path / "out", prepare.Watch(notes.append)).sources
+    assert (share.counts.kept, share.counts.removed) == (1, {"refusals": 1})
+    assert share.counts.dropped == {"an empty turn": 1}
+    assert ranked.counts.kept == 2
+    (talk,) = sources.read_chat([tmp_path / "out" / "share"], sft.check_messages)
+    assert [message.content for message in talk.messages] == ["Who rules?", "The king."]
+    pairs = list(sources.read_pairs([tmp_path / "out" / "ranked"], sft.check_messages))
+    assert [pair.rejected[0].content for pair in pairs] == ["No more.", "A night."]
+    assert len(dpo.prepare(model.load(walked[2].checkpoint, "cpu", dtype=torch.float32), pairs, print)) == 2
 
 
 def test_weights_survive_the_folder(walked, same):
