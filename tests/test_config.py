@@ -1,9 +1,13 @@
 """config.py: three formats, one struct; typos name the nearest key; every value knows where it came from."""
 
+import re
+
 import msgspec
 import pytest
 
 from slm_fn import config as configs
+from slm_fn.data import clean, filters
+from slm_fn.data.corpus import resolve
 
 YAML = "pretrain:\n  optim: {learning_rate: 1e-4}\n"
 TOML = "[pretrain.optim]\nlearning_rate = 1e-4\n"
@@ -107,6 +111,20 @@ def test_roads_and_corpora_are_told_apart(tmp_path):
         configs.load_as(configs.CorpusConfig, "tiny")
     with pytest.raises(FileNotFoundError, match=r"presets: corpus$"):
         configs.load_as(configs.CorpusConfig, "corpsu")
+
+
+def test_what_the_corpus_preset_has_in_comments_is_a_corpus_too(tmp_path):
+    """Sources are commented out by a `# ` before each of their lines."""
+    told = configs.find("corpus").read_text()
+    (tmp_path / "c.yaml").write_text(re.sub(r"^  # (?=\w+:$|  \w+:)", "  ", told, flags=re.M))
+    sources = configs.load_as(configs.CorpusConfig, tmp_path / "c.yaml").sources
+    preset = configs.load_as(configs.CorpusConfig, "corpus").sources
+    assert sources.keys() - preset.keys() == {"notes", "crawl", "support"}
+    every = {name: msgspec.structs.replace(source, enabled=True) for name, source in sources.items()}
+    for source in resolve(configs.CorpusConfig(sources=every)).values():
+        clean.build(source.clean)
+        clean.build(source.clean_url, clean.URL_RULES)
+        filters.build(source.filters)
 
 
 def test_a_file_that_does_not_parse_is_one_line(tmp_path):

@@ -74,7 +74,8 @@ class CorpusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What `slm data prepare` makes: sources by name, in order, and what holds for all of them.
 
     Attributes:
-        dedup: duplicates are dropped over all sources, of two the one that was read later; `near` says how alike.
+        dedup: duplicates are dropped over all sources, of two the one that was read later. `near` finds near ones among
+            sources that say so too, exact ones everywhere.
         bytes_per_token: to estimate tokens by; `slm tokenizer inspect` measures it.
         part_bytes: a part file holds what this many bytes of input left; as much is done again after a crash.
         cache_dir: where `datasets` keeps what it loads; left out, it has its own place (`HF_HOME`).

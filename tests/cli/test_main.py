@@ -56,9 +56,9 @@ def test_help_is_quick_and_light():
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "device", "config show", "data pack", "data inspect", "tokenizer train", "tokenizer inspect",
-     "tokenizer encode", "tokenizer decode", "tokenizer export", "pretrain", "sft", "dpo", "eval ppl",
-     "sample", "chat", "serve", "runs"],
+    ["demo", "device", "config show", "data prepare", "data pack", "data inspect", "tokenizer train",
+     "tokenizer inspect", "tokenizer encode", "tokenizer decode", "tokenizer export", "pretrain", "sft", "dpo",
+     "eval ppl", "sample", "chat", "serve", "runs"],
 )  # fmt: skip
 def test_every_command_shows_an_example(command):
     done = slm(*command.split(), "--help")
