@@ -106,7 +106,7 @@ def _pack(
     progress: Callable[[packs.Progress], None] | None = None,
 ) -> packs.PackInfo:
     if tokenizer.engine.name != "gigatoken":
-        note(f"encoding with {tokenizer.engine.name}, which is slower: {tokenizer.engine.reason}")
+        note(f"encoding with {tokenizer.engine.name}, which is slower (--workers may help): {tokenizer.engine.reason}")
     info = packs.pack(
         documents,
         tokenizer.encode_flat,
