@@ -98,7 +98,7 @@ def pack(
             libraries use every core already.
         inputs: names what the documents are made from, changes of it included. A killed packer goes on only where
             this and every other argument but the workers are the same; empty, it always begins anew.
-        progress: told how far it is, batch by batch.
+        progress: told how far it is, batch by batch; where it goes on, before the first one too.
 
     Raises:
         ValueError: nothing to train on, less than one window of it, a held-out name that no document has, an id

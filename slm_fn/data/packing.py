@@ -47,6 +47,8 @@ def write(
     journal = shards.load(work, work / "new", encode.dtype)
     rest = itertools.islice(pieces, journal.pieces, None)
     shelf = _Shelf(work, journal, rule, eos, encode.dtype, shard_size)
+    if journal.pieces:
+        progress(shelf.progress())
     under_way: deque[Future[Progress]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="pack") as writer, closing(encoded(rest, encode, workers)) as found:
         try:
@@ -89,11 +91,15 @@ class _Shelf:
         self.pieces, self.last = self.pieces + len(batch.documents), plan.last
         if self.rule.names:
             self.found |= self.rule.names.intersection(document.name for document in batch.documents)
-        tokens = sum(writer.tokens for writer in self.writers.values())
-        if tokens - self.journal.tokens >= JOURNAL_TOKENS:
+        if self.progress().tokens - self.journal.tokens >= JOURNAL_TOKENS:
             self._note()
         self.halfway = False
-        return Progress(self.pieces, tokens, sum(writer.num_bytes for writer in self.writers.values()))
+        return self.progress()
+
+    def progress(self) -> Progress:
+        """How far both splits are."""
+        writers = self.writers.values()
+        return Progress(self.pieces, sum(w.tokens for w in writers), sum(w.num_bytes for w in writers))
 
     def finish(self) -> Journal:
         """Finish both splits and say so in the journal."""

@@ -3,7 +3,8 @@
 A split of N tokens holds n = (N - 1) // seq_len windows of seq_len + 1 tokens that overlap in one, so that within an
 epoch every token is predicted exactly once, up to a tail of at most seq_len tokens. Each epoch visits its windows in
 another order and, after the first, cuts them from another offset (the split read as a ring, the end followed by its
-first document), which also moves the tail. Document boundaries are the start tokens; attention is not cut there.
+first document), which also moves the tail. Document boundaries are the start tokens; `lift.documents` cuts attention
+there when it is asked to.
 
 Invariant: a batch depends on the pack, the seed and its position alone; all ranks' rows together are one rank's batch.
 """

@@ -78,8 +78,12 @@ def pack_files(
             say(line)
 
         documents = meter.watch(sources.read(paths, None if strict else problem, column=config.column))
-        update = _speed(display, meter)
-        info = _pack(config, tokenizer, documents, out, say, repr((files, config.column)), update)
+        update = _speed(display, meter, say)
+        try:
+            info = _pack(config, tokenizer, documents, out, say, repr((files, config.column)), update)
+        except KeyboardInterrupt:
+            say("what is packed is kept: the same command goes on from there")
+            raise
     if problems:
         say(f"{problems} things could not be read, or were empty (told above); the rest is packed")
     return Packed(info, problems)
@@ -152,12 +156,15 @@ def _advice(config: PackConfig, info: packs.PackInfo) -> Iterable[str]:
         )
 
 
-def _speed(display: shows.Display, meter: shows.Meter) -> Callable[[packs.Progress], None]:
+def _speed(display: shows.Display, meter: shows.Meter, say: Callable[[str], None]) -> Callable[[packs.Progress], None]:
     first: tuple[float, packs.Progress] | None = None
     began = time.monotonic()
 
     def update(now: packs.Progress) -> None:
         nonlocal first
+        if now.pieces and not meter.done:  # nothing is read yet
+            say(f"going on where it stopped: {now.tokens / 1e6:,.1f}M tokens are packed; reading up to there")
+            return
         start, done = first or (began, now._replace(num_bytes=0))
         rate = (now.num_bytes - done.num_bytes) / max(1e-9, time.monotonic() - start) / 1e6
         first = first or (time.monotonic(), now)  # what an earlier call packed is not this one's speed

@@ -139,7 +139,9 @@ def test_a_stopped_pack_of_files_goes_on_unless_they_changed(tokenizer, tmp_path
     stop = -1
     shutil.copytree(tmp_path / ".p.unfinished", tmp_path / ".q.unfinished")
     puts.clear()
-    pack_files(config, tokenizer, [tmp_path / "c.jsonl"], tmp_path / "p")
+    notes: list[str] = []
+    pack_files(config, tokenizer, [tmp_path / "c.jsonl"], tmp_path / "p", note=notes.append)
+    assert [note.startswith("going on where it stopped") for note in notes] == [True]
     assert int(puts[0].removeprefix("c.jsonl:")) > 200
     os.utime(tmp_path / "c.jsonl", (1, 1))
     puts.clear()
