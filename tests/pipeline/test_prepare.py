@@ -196,6 +196,35 @@ def test_a_source_of_the_hub_goes_on_where_it_failed(tmp_path):
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_what_is_broken_is_told_in_a_line_each_and_the_rest_is_kept(tmp_path):
+    broken = tmp_path / "in"
+    broken.mkdir()
+    (broken / "a.txt").write_text(text(0))
+    (broken / "b.txt").write_bytes(b"caf\xe9")
+    (broken / "c.md").write_bytes(b"")
+    (broken / "d.txt").write_text("null\0null " + text(1))
+    rows = [{"text": text(i)} for i in range(10, 60)]
+    lines(broken / "e.jsonl", [*rows[:10], ["no object"], *rows[10:20], {"text": 3}])
+    lines(broken / "f.jsonl.gz", rows[20:40])
+    (broken / "f.jsonl.gz").write_bytes((broken / "f.jsonl.gz").read_bytes()[:-400])
+    pyarrow.parquet.write_table(pa.table({"text": [row["text"] for row in rows[40:]]}), broken / "g.parquet")
+    (broken / "g.parquet").write_bytes((broken / "g.parquet").read_bytes()[:-30])
+    (broken / "h.jsonl").write_bytes(b'{"text": "half a pair \\ud800"}\n')
+    config = configs.convert({"sources": {"all": {"path": str(broken)}}}, "", CorpusConfig)
+    report, said = run(config, tmp_path / "out")
+    assert report.sources[0].status == "done"
+    for name in ("b.txt", "c.md", "e.jsonl, line 11", "e.jsonl, line 22", "f.jsonl.gz", "g.parquet", "h.jsonl"):
+        assert sum(name in line for line in said) == 1, said
+    assert not any("\n" in line for line in said)
+    assert len(said) == report.sources[0].counts.problems
+    kept = [document.text for document in sources.read([tmp_path / "out"])]
+    assert kept[:3] == [text(0), "caf", "nullnull " + text(1)]
+    assert kept[3:23] == [row["text"] for row in rows[:20]]
+    assert 0 < len(kept[23:]) < 20
+    again, _ = run(config, tmp_path / "out")
+    assert again.sources[0].counts == report.sources[0].counts
+
+
 def test_sources_that_the_config_no_longer_has_are_told(config, tmp_path):
     run(config, tmp_path)
     _, said = run(changed(config, "wiki", enabled=False), tmp_path)
