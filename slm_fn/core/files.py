@@ -87,7 +87,7 @@ def resumable(path: Path | str, job: str = "") -> Iterator[Path]:
     (work / "new").mkdir(parents=True, exist_ok=True)
     kept = True
     try:
-        with _lock(work / "lock"):
+        with lock(work / "lock"):
             if (work / "old").exists() and not path.exists():
                 os.replace(work / "old", path)  # killed between the two renames of `_take_place`
             if not job or not (work / "job").is_file() or (work / "job").read_text(encoding="utf-8") != job:
@@ -119,8 +119,12 @@ def _empty(work: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time, and let go by the system when that is killed."""
+def lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, and let go by the system when that is killed.
+
+    Raises:
+        ValueError: another process holds it; names the folder.
+    """
     with open(path, "ab") as file:
         try:
             if sys.platform == "win32":

@@ -35,7 +35,7 @@ _TRANSIENT = {
 
 
 class Place(msgspec.Struct, frozen=True):
-    """So many rows are behind, and how `datasets` of this version finds the next."""
+    """So many rows are behind, and how `datasets` of this version, which another need not read, finds the next."""
 
     row: int
     state: dict[str, Any]
@@ -50,7 +50,7 @@ def rows(
     revision: str | None = None,
     skip: int = 0,
     place: Place | None = None,
-    mark: Callable[[Place], None] | None = None,
+    mark: Callable[[Place], None] = lambda place: None,
     data_files: str | Sequence[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     retries: int = 5,
@@ -82,9 +82,9 @@ def rows(
     """
     if data_files is None and os.path.exists(hub_id):
         raise ValueError(f"{hub_id} is a path here too, and would be read in place of the hub's; give it as a path")
-    at, failures = skip, 0
-    known = place is not None and place.row <= skip and place.version == _version()
-    last = place if known and place is not None else Place(0, {}, "")
+    at, failures, last = skip, 0, place
+    if last is None or last.row > skip or last.version != version("datasets"):
+        last = Place(0, {}, "")
     while True:
         try:
             stream = _open(load, hub_id, config, split, revision=revision, data_files=data_files, cache_dir=cache_dir)
@@ -95,9 +95,8 @@ def rows(
                     yield row
                     at, failures = at + 1, 0
                 if number + 1 == last.row + MARK:  # while rows are skipped, too
-                    last, failures = Place(number + 1, stream.state_dict(), _version()), 0
-                    if mark is not None:
-                        mark(last)
+                    last, failures = Place(number + 1, stream.state_dict(), version("datasets")), 0
+                    mark(last)
             return
         except Exception as error:
             failures += 1
@@ -145,11 +144,6 @@ def _patience(
     if problem is not None:
         problem(f"{hub_id}: {where} ({_line(error)}); trying again in {pause:.0f} s")
     return pause
-
-
-def _version() -> str:
-    """Another `datasets` may write its place down in another way."""
-    return version("datasets")
 
 
 def _open(load: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:

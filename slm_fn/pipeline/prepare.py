@@ -26,6 +26,7 @@ from slm_fn.data.refine import Refine, refined
 from slm_fn.data.rules import Rule
 from slm_fn.text.normalize import normalize
 
+LOCK = ".lock"
 Standing = parts.Metadata | parts.State | None
 
 
@@ -92,7 +93,24 @@ def prepare(config: CorpusConfig, out: Path | str, watch: Watch, force: bool = F
     """
     out, began = Path(out), time.perf_counter()
     cache = None if config.cache_dir is None else corpus.expand(config.cache_dir, os.environ)
-    plans = [_plan(config, name, source, out / name) for name, source in corpus.resolve(config).items()]
+    wanted = {name: (source, _refine(config, name, source)) for name, source in corpus.resolve(config).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    with files.lock(out / LOCK):
+        plans = [_plan(config, name, *told, out / name) for name, told in wanted.items()]
+        done = _all(config, plans, out, watch, force, workers, cache)
+    failed = [report.name for report in done if report.status == "failed"]
+    return Report(done, round(time.perf_counter() - began, 2), failed)
+
+
+def _all(
+    config: CorpusConfig,
+    plans: list[_Plan],
+    out: Path,
+    watch: Watch,
+    force: bool,
+    workers: int,
+    cache: Path | None,
+) -> list[SourceReport]:
     _check(plans, force)
     files.sweep(out)
     plans = [_renewed(plan, watch) if plan.changed else plan for plan in plans]
@@ -105,8 +123,7 @@ def prepare(config: CorpusConfig, out: Path | str, watch: Watch, force: bool = F
             watch.note(f"{plan.name}: failed: {report.error}")
             run = run._replace(kept=_kept(config, plans))  # it may remember what never came to the disk
         done.append(report)
-    failed = [report.name for report in done if report.status == "failed"]
-    return Report(done, round(time.perf_counter() - began, 2), failed)
+    return done
 
 
 def _kept(config: CorpusConfig, plans: list[_Plan]) -> parts.Kept:
@@ -115,11 +132,8 @@ def _kept(config: CorpusConfig, plans: list[_Plan]) -> parts.Kept:
     return kept
 
 
-def _plan(config: CorpusConfig, name: str, source: SourceConfig, folder: Path) -> _Plan:
-    try:
-        refine, settings, standing = _refine(config, source), _settings(config, source), parts.standing(folder)
-    except ValueError as error:
-        raise ValueError(f"source {name!r}: {error}") from None
+def _plan(config: CorpusConfig, name: str, source: SourceConfig, refine: Refine, folder: Path) -> _Plan:
+    settings, standing = _settings(config, source), parts.standing(folder)
     plan, lies_here = _Plan(name, source, folder, refine, settings, standing, []), None
     try:
         lies_here = intake.identity(source)
@@ -149,14 +163,17 @@ def _renewed(plan: _Plan, watch: Watch) -> _Plan:
     return plan._replace(standing=None, changed=[])
 
 
-def _refine(config: CorpusConfig, source: SourceConfig) -> Refine:
-    rules = clean.build(source.clean or ())
+def _refine(config: CorpusConfig, name: str, source: SourceConfig) -> Refine:
+    try:
+        rules, chosen = clean.build(source.clean or ()), filters.build(source.filters)
+        url_rules = clean.build(source.clean_url or (), clean.URL_RULES)
+    except (ValueError, OSError) as error:  # of a file of words, too
+        raise ValueError(f"source {name!r}: {_line(error)}") from None
     if source.normalize != "none":
         alphabet: Any = source.normalize
         form = partial(normalize, alphabet=alphabet, lowercase=bool(source.lowercase))
         rules = (Rule("normalize", form), *rules)
-    url_rules = clean.build(source.clean_url or (), clean.URL_RULES)
-    return Refine(rules, url_rules, source.dedup or "none", config.near, filters.build(source.filters))
+    return Refine(rules, url_rules, source.dedup or "none", config.near, chosen)
 
 
 def _settings(config: CorpusConfig, source: SourceConfig) -> dict[str, Any]:

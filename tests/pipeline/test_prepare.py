@@ -11,6 +11,7 @@ import pytest
 
 from slm_fn import config as configs
 from slm_fn.config import CorpusConfig
+from slm_fn.core import files
 from slm_fn.data import parts, sources
 from slm_fn.pipeline.prepare import Watch, prepare
 
@@ -230,6 +231,12 @@ def test_sources_that_the_config_no_longer_has_are_told(config, tmp_path):
     _, said = run(changed(config, "wiki", enabled=False), tmp_path)
     assert [line for line in said if line.startswith(str(tmp_path / "wiki"))]
     assert len(said) == 4
+
+
+def test_two_at_a_time_in_one_folder_are_refused(config, tmp_path):
+    with files.lock(tmp_path / ".lock"), pytest.raises(ValueError, match="another process is writing there"):
+        run(config, tmp_path)
+    assert not run(config, tmp_path)[0].failed
 
 
 def test_tokens_are_bytes_and_limit_the_source(config, tmp_path):
