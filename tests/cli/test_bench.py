@@ -6,7 +6,6 @@ from click.testing import CliRunner
 
 from slm_fn.cli import bench, bench_tokenizer
 
-
 assert bench_tokenizer.command.name == "tokenizer"
 
 
