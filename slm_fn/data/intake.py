@@ -16,6 +16,7 @@ import msgspec
 
 from slm_fn.data import convert, hub, sources
 from slm_fn.data.corpus import LAYOUTS, SourceConfig, expand
+from slm_fn.data.formats import shown
 from slm_fn.data.sources import Conversation, Document, Preference
 
 MISSING = object()
@@ -37,17 +38,16 @@ class Row(NamedTuple):
 
 
 def identity(source: SourceConfig) -> dict[str, Any]:
-    """What the rows depend on beside the settings: the names and sizes of files here.
+    """What the rows depend on beside the settings: the names and sizes of files here that can be read.
 
     Raises:
-        FileNotFoundError, ValueError: nothing to read at the path.
+        FileNotFoundError, ValueError: nothing at the path, or a file of another kind.
     """
     if source.path is None:
         return {}
     path = expand(source.path, os.environ)
-    named = [
-        (f.relative_to(path).as_posix() if f != path else f.name, f.stat().st_size) for f in sources.files_of(path)
-    ]
+    found = sources.files_of(path, lambda line: None)  # told where they are read
+    named = [(shown(f.relative_to(path).as_posix() if f != path else f.name), f.stat().st_size) for f in found]
     total = sum(size for _, size in named)
     return {"files": len(named), "bytes": total, "digest": hashlib.sha256(msgspec.json.encode(named)).hexdigest()}
 

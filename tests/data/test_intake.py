@@ -1,6 +1,7 @@
 """data/intake.py: rows that can be counted from anywhere, and what was told between them."""
 
 import gzip
+import os
 
 import msgspec
 import pyarrow as pa
@@ -127,3 +128,12 @@ def test_pairs_come_from_preferences_and_from_ranked_trees(tmp_path):
     assert other.dropped == ("a tree in another language",)
     with pytest.raises(ValueError, match="'messages' holds conversations, no preferences"):
         list(intake.rows(complete(path=lines(tmp_path / "m.jsonl", [{"messages": []}]), kind="pairs")))
+
+
+def test_files_that_cannot_be_read_or_have_odd_names_do_not_keep_the_others_from_being_known(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    whole = intake.identity(complete(path=str(tmp_path)))
+    (tmp_path / "b.txt").symlink_to("nowhere")
+    assert intake.identity(complete(path=str(tmp_path))) == whole
+    (tmp_path / os.fsdecode(b"c\xff.txt")).write_text("two")
+    assert intake.identity(complete(path=str(tmp_path)))["files"] == 2

@@ -1,5 +1,8 @@
 """The fast encoder is taken where it is exact; where it is not, the reason is said and the ids are the same."""
 
+import sys
+
+import pytest
 import tokenizers
 
 from slm_fn.text import bpe, char, engine, fallback
@@ -38,3 +41,10 @@ def test_nothing_is_an_empty_row() -> None:
         assert made.encode_flat([]).ids.tolist() == []
         assert made.encode_flat([]).offsets.tolist() == [0]
         assert made.encode_flat(["", "a", ""]).offsets.tolist() == [0, 0, 1, 1]
+
+
+def test_an_encoder_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without awkward gigatoken gives plain lists, which have no layout."""
+    monkeypatch.setitem(sys.modules, "awkward", None)
+    made = bpe.train(CORPUS, 300)
+    assert made.encode_flat(["to be", ""]).ids.tolist() == made.encode("to be")
