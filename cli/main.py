@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": ("demo", "The whole road on the embedded corpus, then how to chat."),
     "device": ("device", "Devices, precisions, memory and threads of this machine."),
     "config": ("config", "Show a config, and where each value came from."),
-    "data": ("data", "Pack text, inspect packs and chat data."),
+    "data": ("data", "Prepare and pack text, inspect packs and chat data."),
     "tokenizer": ("tokenizer", "Train, inspect and use a tokenizer."),
     "pretrain": ("pretrain", "Train a model from packed text."),
     "sft": ("sft", "Fine-tune on conversations."),

@@ -32,7 +32,7 @@ FOLDER = click.Path(path_type=Path)
 )
 @click.option("--column", default="text", show_default=True, help="Field of JSONL or parquet that holds the text.")
 @click.option("--workers", "num_workers", default=0, show_default=True, help="Worker processes; 0 encodes in this one.")
-@click.option("--strict", is_flag=True, help="Stop at the first thing that cannot be read.")
+@options.strict
 @options.progress
 @options.as_json
 def command(

@@ -20,9 +20,7 @@ KINDS = ["bpe", "byte-fallback", "unigram", "char"]
 @click.command("train")
 @click.argument("inputs", nargs=-1, required=True, type=FILE)
 @click.option("--out", required=True, type=FILE, help="tokenizer.json to write.")
-@click.option(
-    "--kind", default="bpe", show_default=True, type=click.Choice(["bpe", "byte-fallback", "unigram", "char"])
-)
+@click.option("--kind", default="bpe", show_default=True, type=click.Choice(KINDS), help="What its tokens are made of.")
 @click.option(
     "--method",
     default="fast",
@@ -66,12 +64,15 @@ def command(inputs: tuple[Path, ...], out: Path, strict: bool, live: bool | None
     config = msgspec.convert(fields, tokenize.TokenizerConfig)
     total, begun = tokenize.estimate(inputs), time.monotonic()
     total = min(total, config.sample_bytes or total)
-    with progress.display("reading and learning", total, live) as shown:
+    with (
+        progress.display("reading and learning", total, live) as shown,
+        progress.counted(shown.note) as problem,
+    ):
 
         def update(read: int) -> None:
             shown.update(min(read, total), f"{read / 1e6 / (time.monotonic() - begun):.1f} MB/s")
 
-        made = tokenize.train_from_files(config, inputs, out, None if strict else shown.note, update)
+        made = tokenize.train_from_files(config, inputs, out, None if strict else problem, update)
     closed = patterns.closes(made.pattern) if made.pattern else ""
     if closed:
         options.note(f"note: {closed}")

@@ -19,7 +19,6 @@ from slm_fn.data.minhash import DedupConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-MISSING = object()
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "text": (),
     "chat": ("messages", "oasst", "ultrachat", "sharegpt", "prompt_completion"),

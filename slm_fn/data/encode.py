@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from slm_fn.data.sources import Document
-from slm_fn.data.workers import in_order
+from slm_fn.data.workers import batched, in_order
 
 T = TypeVar("T")
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 22, 1 << 14
@@ -63,16 +63,7 @@ def encoded(documents: Iterable[Document], encode: Encode, workers: int) -> Gene
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents by the batch: up to so many characters or documents."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    return batched(documents, lambda document: len(document.text), BATCH_CHARACTERS, BATCH_DOCUMENTS)
 
 
 def read_ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:

@@ -1,13 +1,12 @@
-"""Filters of conversations before fine-tuning, named in YAML: turns, lengths, refusals, repetition; prompts told once.
+"""Filters of conversations before fine-tuning, named in YAML: turns, lengths, refusals, repetition.
 
 A filter returns the conversation, part of it, or None. Words are what white space parts, as in `data/repetition.py`.
 
-Invariant: a filter is picklable and pure; what needs to remember, duplicates, is a function over the whole stream.
+Invariant: a filter is picklable and pure; what needs to remember, duplicates, is in `data/dedup.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -18,7 +17,6 @@ from slm_fn.data.clean import CHANGED
 from slm_fn.data.sources import Conversation
 
 Role = Literal["system", "user", "assistant"]
-REPEATED = "unique_prompts"
 REFUSALS = (
     r"\b(i'm|i am|we're) (sorry|afraid)\b.{0,60}\b(can't|cannot|can not|unable|not able)\b",
     r"\bi (can't|cannot|can not|won't|will not|am unable to|am not able to)\b.{0,20}"
@@ -60,18 +58,6 @@ def apply(filters: Sequence[Filter], conversation: Conversation) -> Filtered:
             return Filtered(None, filter.name)
         left = result
     return Filtered(left, "" if left == conversation else CHANGED)
-
-
-def keep(
-    filters: Sequence[Filter], conversations: Iterable[Conversation], count: Callable[[str], None]
-) -> Iterator[Conversation]:
-    """The conversations that are kept; each that was removed or changed is counted by reason."""
-    for conversation in conversations:
-        kept, reason = apply(filters, conversation)
-        if reason:
-            count(reason)
-        if kept is not None:
-            yield kept
 
 
 def turns(least: int = 2, most: int | None = None) -> Filter:
@@ -189,33 +175,6 @@ def build(specs: Iterable[object]) -> tuple[Filter, ...]:
         ['refusals', 'user_length']
     """
     return clean.build(specs, FILTERS)
-
-
-def key_of(conversation: Conversation) -> bytes:
-    """16 bytes, equal for conversations whose first prompt is the same but for case and white space."""
-    first = next(iter(_said(conversation, "user")), "")
-    folded = " ".join(first.casefold().split())
-    return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def unique_prompts(conversations: Iterable[Conversation], count: Callable[[str], None]) -> Iterator[Conversation]:
-    """The first conversation with each first prompt; the others are counted. Remembers 16 bytes of each.
-
-    Example:
-        >>> from slm_fn.data.sources import Message
-        >>> asked = [Conversation((Message("user", q), Message("assistant", "a"))) for q in ("Hi", "Bye", " hi ")]
-        >>> [row.messages[0].content for row in unique_prompts(asked, print)]
-        unique_prompts
-        ['Hi', 'Bye']
-    """
-    seen: set[bytes] = set()
-    for conversation in conversations:
-        key = key_of(conversation)
-        if key in seen:
-            count(REPEATED)
-            continue
-        seen.add(key)
-        yield conversation
 
 
 def _when(name: str, keeps: Callable[..., bool], **arguments: Any) -> Filter:

@@ -8,7 +8,7 @@ Invariant: pure and picklable, so that a worker process gives what this one woul
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -21,13 +21,13 @@ from slm_fn.data.intake import Item, Row
 from slm_fn.data.minhash import DedupConfig, Sketch, digest, fold, sketch
 from slm_fn.data.rules import Rule
 from slm_fn.data.sources import Conversation, Document, Message, Preference
-from slm_fn.data.workers import in_order
+from slm_fn.data.workers import batched, in_order
 
 BATCH_CHARACTERS, BATCH_ROWS = 1 << 20, 512
 """What is handed to a worker at a time."""
 NO_SIGNATURE = np.zeros(0, np.uint8)
 
-Talk = TypeVar("Talk", Conversation, Preference)
+Talk = TypeVar("Talk", bound=Conversation | Preference)
 
 
 class Refined(NamedTuple):
@@ -87,21 +87,12 @@ class Refine(NamedTuple):
 
 def refined(rows: Iterable[Row], refine: Refine, workers: int = 0) -> Generator[tuple[Row, Refined], None, None]:
     """Every row with what became of it, in order; cleaned in this process (0) or in spawned ones."""
-    for batch, found in in_order(_batches(rows), refine.apply, workers):
+    for batch, found in in_order(batched(rows, _characters, BATCH_CHARACTERS, BATCH_ROWS), refine.apply, workers):
         yield from zip(batch, found, strict=True)
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += sum(map(len, texts_of(row.item))) if row.item is not None else 0
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _characters(row: Row) -> int:
+    return sum(map(len, texts_of(row.item))) if row.item is not None else 0
 
 
 def texts_of(item: Item) -> list[str]:
@@ -129,8 +120,6 @@ def line(item: Item, texts: Sequence[str]) -> bytes:
     row: object
     if isinstance(item, Document):
         row = {"text": texts[0], "name": f"{item.name}#{item.part}" if item.part else item.name}
-    elif isinstance(item, Conversation):
-        row = retold(item, texts)
     else:
         row = retold(item, texts)
     return msgspec.json.encode(row) + b"\n"

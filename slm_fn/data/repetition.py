@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from slm_fn.data.minhash import BASE, mixed
 from slm_fn.data.rules import Rule, lines_of, when, words_of
 
 TOP = {2: 0.20, 3: 0.18, 4: 0.16}
@@ -113,10 +114,7 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
     words = words_of(text)
     numbers: dict[str, int] = {}
     ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.uint64, len(words))
-    x = (ids + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.fromiter(map(len, words), np.int64, len(words)), x ^ (x >> np.uint64(31))
+    return np.fromiter(map(len, words), np.int64, len(words)), mixed((ids + np.uint64(1)) * BASE)
 
 
 def _runs(values: np.ndarray, n: int) -> np.ndarray:

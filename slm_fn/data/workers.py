@@ -1,4 +1,4 @@
-"""Batches through one function in their order, in this process or in spawned ones.
+"""Items into batches, and batches through one function in their order, in this process or in spawned ones.
 
 Invariant: the number of workers changes the speed alone; at most two batches per worker are under way; a worker ends
 with the process that started it, even one that was killed.
@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
@@ -37,6 +37,25 @@ def _end_with_parent() -> None:
 
 def _call(batch: Any) -> Any:
     return _work(batch)
+
+
+def batched(items: Iterable[T], size: Callable[[T], int], most_size: int, most_items: int) -> Iterator[list[T]]:
+    """Items by the batch, each full when it has so much in size or so many items.
+
+    Example:
+        >>> list(batched(["a", "bcd", "e"], len, most_size=4, most_items=9))
+        [['a', 'bcd'], ['e']]
+    """
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= most_size or len(batch) >= most_items:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def in_order(batches: Iterable[T], work: Callable[[T], R], workers: int) -> Generator[tuple[T, R], None, None]:

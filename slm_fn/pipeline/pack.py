@@ -69,13 +69,13 @@ def pack_files(
     meter = shows.Meter([shows.Input(name, s.st_size) for (name, _), s in zip(named, stats, strict=True)])
     files = [(name, file, s.st_size, s.st_mtime_ns) for (name, file), s in zip(named, stats, strict=True)]
     problems = 0
-    with shows.display("pack", meter.total, live, SECONDS) as display:
+    with shows.display("pack", meter.total, live, SECONDS) as display, shows.counted(note or display.note) as tell:
         say = note or display.note
 
         def problem(line: str) -> None:
             nonlocal problems
             problems += 1
-            say(line)
+            tell(line)
 
         documents = meter.watch(sources.read(paths, None if strict else problem, column=config.column))
         update = _speed(display, meter, say)
@@ -109,7 +109,7 @@ def _pack(
     inputs: str = "",
     progress: Callable[[packs.Progress], None] | None = None,
 ) -> packs.PackInfo:
-    if tokenizer.engine.name != "gigatoken":
+    if tokenizer.engine.slow:
         note(f"encoding with {tokenizer.engine.name}, which is slower (--workers may help): {tokenizer.engine.reason}")
     info = packs.pack(
         documents,

@@ -75,16 +75,10 @@ def test_the_first_to_remove_ends_the_matter_and_counts_add_up():
     counts: Counter[str] = Counter()
     rows = [HELLO, talk("a"), talk("a", "b" * 99), talk("a", "As an AI"), talk("a", "As an AI" * 99), talk(*"abcdefgh")]
     chosen = filters.build(["turns", {"message_length": {"most": 50}}, "refusals", {"first_turns": {"most": 4}}])
-    kept = list(filters.keep(chosen, rows, lambda reason: counts.update([reason])))
+    done = [filters.apply(chosen, row) for row in rows]
+    counts.update(reason for _, reason in done if reason)
     assert counts == {"turns": 1, "assistant_length": 2, "refusals": 1, CHANGED: 1}
-    assert kept == [HELLO, talk(*"abcd")]
-
-
-def test_prompts_are_told_once_whatever_the_answer():
-    counts: Counter[str] = Counter()
-    rows = [talk("Hi  there", "a"), talk("hi there", "b", system="s"), talk("Hi", "a"), talk("HI\nTHERE ", "c")]
-    assert list(filters.unique_prompts(rows, lambda reason: counts.update([reason]))) == [rows[0], rows[2]]
-    assert counts == {filters.REPEATED: 2}
+    assert [kept for kept, _ in done if kept] == [HELLO, talk(*"abcd")]
 
 
 @pytest.mark.parametrize(
