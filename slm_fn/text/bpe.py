@@ -111,7 +111,7 @@ def build(learnt: Sequence[Merge], expression: str, specials: Sequence[str] = SP
         >>> build([(b"a", b"b")], patterns.PATTERNS["qwen2"]).encode("abc")
         [262, 105]
     """
-    spelt = [(_characters(left), _characters(right)) for left, right in learnt]
+    spelt = spared([(_characters(left), _characters(right)) for left, right in learnt], specials)
     pieces = dict.fromkeys([*specials, *map(_characters, BYTES), *(left + right for left, right in spelt)])
     hf = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, spelt))
     split = pre_tokenizers.Split(tokenizers.Regex(expression), behavior="isolated")
@@ -120,6 +120,22 @@ def build(learnt: Sequence[Merge], expression: str, specials: Sequence[str] = SP
     hf.decoder = decoders.ByteLevel()
     hf.add_special_tokens(list(specials))
     return Tokenizer.from_json(hf.to_str())
+
+
+def spared(learnt: Sequence[tuple[str, str]], specials: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges without those that would spell a control token, and without what is built on one: it stays text.
+
+    Example:
+        >>> spared([("a", "b"), ("c", "ab"), ("cab", "d"), ("a", "d")], ["cab"])
+        [('a', 'b'), ('a', 'd')]
+    """
+    kept, gone = [], set(specials)
+    for left, right in learnt:
+        if gone.isdisjoint((left, right, left + right)):
+            kept.append((left, right))
+        else:
+            gone.add(left + right)
+    return kept
 
 
 def _characters(piece: bytes) -> str:

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm_fn.text import alphabet, merges, patterns, words
-from slm_fn.text.bpe import SPECIALS, Method, room, watched
+from slm_fn.text.bpe import SPECIALS, Method, room, spared, watched
 from slm_fn.text.spelling import BYTE_PIECES
 from slm_fn.text.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ def train(
     characters = alphabet.choose(alphabet.frequencies(counts), coverage, num_pieces)
     symbols = {character: i for i, character in enumerate(characters)}
     learn = merges.basic if method == "basic" else merges.heap
-    learnt = learn(_spelt(counts, symbols), characters, num_pieces, min_frequency)
+    learnt = spared(learn(_spelt(counts, symbols), characters, num_pieces, min_frequency), specials)
 
     pieces = dict.fromkeys([*specials, *BYTE_PIECES, *characters, *(left + right for left, right in learnt)])
     model = models.BPE({piece: i for i, piece in enumerate(pieces)}, learnt, byte_fallback=True)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import tokenizers
+
 Kind = Literal["bpe", "byte-fallback", "unigram", "char"]
 
 UNKNOWN = "<UNK>"
@@ -61,6 +63,22 @@ def byte_pieces(kind: Kind) -> tuple[str, ...]:
     if kind == "bpe":
         return tuple(CHARACTER_OF[byte] for byte in range(256))
     return BYTE_PIECES if kind != "char" else ()
+
+
+def spells(kind: Kind, hf: tokenizers.Tokenizer, name: str) -> bool:
+    """Whether text can become the entry of this name in the vocabulary, as it must not where that is a control token.
+
+    What merges, or the likeliest pieces, make of a stretch within a text they make of it alone.
+    """
+    if kind == "char":
+        return len(name) == 1
+    if kind != "bpe" and name in BYTE_PIECES:
+        return True
+    if kind == "unigram":
+        found = hf.encode(name, add_special_tokens=False).ids
+    else:
+        found = [token.id for token in hf.model.tokenize(name)]
+    return hf.token_to_id(name) in found
 
 
 def spell(kind: Kind, piece: str) -> bytes:

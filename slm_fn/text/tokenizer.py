@@ -55,6 +55,9 @@ class Tokenizer:
         self._added = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
         self._added |= {i: "\ufffd".encode() for i, token in added.items() if token.content == spelling.UNKNOWN}
         self._specials = {token.content: i for i, token in sorted(added.items()) if token.special}
+        spelt = next((name for name in self._specials if spelling.spells(self.kind, hf, name)), None)
+        if spelt is not None:
+            raise ValueError(f"{name}: plain text would become the control token {spelt!r}; name it otherwise")
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:

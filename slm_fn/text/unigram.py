@@ -64,6 +64,6 @@ def train(
     if not learnt:
         raise ValueError("no text to train a tokenizer on: the corpus is empty")
     fixed = [(piece, NEVER) for piece in (*specials, *BYTE_PIECES)]
-    vocabulary = [*fixed, *learnt[:num_pieces]]
+    vocabulary = [*fixed, *(entry for entry in learnt[:num_pieces] if entry[0] not in specials)]
     # The library wants to know an unknown token though bytes leave none; without control tokens a byte stands in.
     return build(models.Unigram(vocabulary, unk_id=0, byte_fallback=True), expression, specials)

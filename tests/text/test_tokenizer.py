@@ -125,3 +125,12 @@ def test_other_bad_input_is_said_plainly(tokenizer: Tokenizer, tmp_path: Path) -
             tokenizer.decode([token])
     with pytest.raises(ValueError, match="surrogates"):
         tokenizer.encode("a\ud800")
+
+
+def test_a_file_whose_merges_make_a_control_token_is_refused() -> None:
+    """As sentencepiece's `<s>` with a score of its own; no flag of the library keeps text from it."""
+    theirs = tokenizers.Tokenizer.from_str(bpe.train(["the the the"], 270).to_json())
+    assert theirs.token_to_id("the") is not None
+    theirs.add_special_tokens(["the"])
+    with pytest.raises(ValueError, match="plain text would become the control token 'the'"):
+        Tokenizer.from_json(theirs.to_str())

@@ -23,3 +23,24 @@ def test_settings_arrive() -> None:
     few = train(TokenizerConfig(kind="byte-fallback", vocab_size=300, coverage=0.5), CORPUS)
     assert len(few.encode("question")) > len("question") - 4
     assert train(TokenizerConfig(vocab_size=900, min_frequency=5), CORPUS).vocab_size < 400
+
+
+@pytest.mark.parametrize("pattern", ["qwen2", r"\S+|\s+"])
+@pytest.mark.parametrize("kind", ["bpe", "byte-fallback", "unigram"])
+def test_no_piece_that_was_learnt_is_a_control_token(kind: str, pattern: str) -> None:
+    """The corpus is full of what the control tokens are called, and this split keeps each together."""
+    corpus = ["<|end|> the <|end|>x the " * 50]
+    made = train(TokenizerConfig(kind=kind, vocab_size=300, pattern=pattern, specials=("the", "<|end|>x")), corpus)
+    for text in ("<|end|>", "a <|end|>x", "the", "other the"):
+        for ids in (made.encode(text), made.encode_flat([text]).ids.tolist()):
+            assert not set(ids) & set(made.specials.values())
+            assert made.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("bpe", "a"), ("byte-fallback", "a"), ("byte-fallback", "<0x41>"), ("unigram", "<0x41>"), ("char", "a")],
+)
+def test_a_control_token_that_text_must_become_is_refused(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"plain text would become the control token '{name}'"):
+        train(TokenizerConfig(kind=kind, vocab_size=300, specials=(name,)), ["a b a b <0x41>"])
