@@ -48,7 +48,10 @@ def choose(hf: tokenizers.Tokenizer, kind: Kind) -> Engine:
     """The fastest encoder with the ids of `hf`, which has to encode control tokens as text."""
     plain = _through(hf)
     if kind == "char":
-        return Engine("table", "one character, one id", _table(hf.get_vocab(with_added_tokens=True)))
+        table = _table(hf.get_vocab(with_added_tokens=True))
+        if table([PROBE.encode()]).ids.tolist() == plain([PROBE.encode()]).ids.tolist():
+            return Engine("table", "one character, one id", table)
+        return Engine("tokenizers", "a vocabulary of words, or one without <UNK>, is no table", plain, slow=True)
     if kind != "bpe":
         return Engine("tokenizers", f"only byte-level BPE has a faster exact encoder, this is {kind}", plain, slow=True)
     try:
@@ -91,7 +94,7 @@ def _through(hf: tokenizers.Tokenizer) -> Callable[[Sequence[bytes]], Flat]:
 
 
 def _table(vocabulary: dict[str, int]) -> Callable[[Sequence[bytes]], Flat]:
-    table = np.full(0x110000, vocabulary[UNKNOWN], np.uint32)
+    table = np.full(0x110000, vocabulary.get(UNKNOWN, 0), np.uint32)
     for character, token in vocabulary.items():
         if len(character) == 1:
             table[ord(character)] = token

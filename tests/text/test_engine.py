@@ -48,3 +48,13 @@ def test_an_encoder_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "awkward", None)
     made = bpe.train(CORPUS, 300)
     assert made.encode_flat(["to be", ""]).ids.tolist() == made.encode("to be")
+
+
+def test_words_in_place_of_characters_are_not_looked_up_in_the_table() -> None:
+    """A word-level file from elsewhere is taken for characters by its model and decoder."""
+    model = tokenizers.models.WordLevel({"[UNK]": 0, "to": 1, "be": 2, "b": 3}, unk_token="[UNK]")
+    theirs = tokenizers.Tokenizer(model)
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    theirs.decoder = tokenizers.decoders.Fuse()
+    made = Tokenizer.from_json(theirs.to_str())
+    assert made.encode_flat(["to be"]).ids.tolist() == made.encode("to be") == [1, 2]
