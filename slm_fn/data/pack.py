@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,11 +27,11 @@ from slm_fn.data import holdout, packing
 from slm_fn.data.encode import Encode, EncodeFlat
 from slm_fn.data.holdout import Rule, SplitBy
 from slm_fn.data.packing import Progress
-from slm_fn.data.shards import Shard
+from slm_fn.data.shards import SPLITS, Shard
 from slm_fn.data.sources import Document
 
 FORMAT_VERSION = 1
-METADATA = "metadata.json"
+METADATA, TOKENIZER = "metadata.json", "tokenizer.json"
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -102,13 +102,14 @@ def pack(
 
     Raises:
         ValueError: nothing to train on, less than one window of it, a held-out name that no document has, an id
-            outside the vocabulary, or another process that packs to the same place.
+            outside the vocabulary, a place that holds other files than a pack's, or another process that packs there.
     """
-    if seq_len < 1 or shard_size < 1 or not 0 <= val_fraction <= 1:
+    if seq_len < 1 or shard_size < 1 or workers < 0 or not 0 <= val_fraction <= 1:
         raise ValueError(
-            f"pack: seq_len {seq_len} and shard_size {shard_size} must be at least 1, "
+            f"pack: seq_len {seq_len} and shard_size {shard_size} must be at least 1, workers {workers} at least 0, "
             f"val_fraction {val_fraction} within 0 and 1"
         )
+    out = _place(Path(out).resolve())
     rule, dtype = Rule(val_fraction, frozenset(val_names), split_by), "uint16" if vocab_size <= 1 << 16 else "uint32"
     settings = (FORMAT_VERSION, fingerprint, eos, seq_len, shard_size, val_fraction, sorted(rule.names), split_by)
     job = inputs and hashlib.sha256(repr((inputs, settings)).encode()).hexdigest()
@@ -124,9 +125,19 @@ def pack(
         info = PackInfo(
             seq_len=seq_len, dtype=dtype, vocab_size=vocab_size, eos=eos, fingerprint=fingerprint, splits=splits
         )
-        (work / "new" / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8", newline="")
+        (work / "new" / TOKENIZER).write_text(tokenizer_json, encoding="utf-8", newline="")
         (work / "new" / METADATA).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
     return info
+
+
+def _place(out: Path) -> Path:
+    """A folder is replaced as a whole, so it may hold nothing but an older pack."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a pack is a folder")
+    others = sorted({file.name for file in out.iterdir()} - {METADATA, TOKENIZER, *SPLITS}) if out.exists() else []
+    if others:
+        raise ValueError(f"{out} holds other files ({', '.join(others[:3])}); name a new folder for the pack")
+    return out
 
 
 def _ignore(progress: Progress) -> None:
@@ -173,6 +184,8 @@ def open_pack(path: Path | str, verify: bool = False) -> Pack:
             raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}; pack again")
         info = msgspec.json.decode(raw, type=PackInfo)
         dtype = np.dtype(_on_disk(info.dtype))
+        if info.splits.keys() != set(SPLITS) or not all(map(_is_inside, info.splits.values())):
+            raise ValueError("its splits are not train and val, or a shard lies outside of it")
     except (ValueError, KeyError) as error:  # msgspec's errors are ValueErrors
         raise ValueError(f"{path / METADATA} does not describe a pack: {error}") from None
     mapped = {
@@ -182,6 +195,11 @@ def open_pack(path: Path | str, verify: bool = False) -> Pack:
         name: np.cumsum([shard.tokens for shard in split.shards], dtype=np.int64) for name, split in info.splits.items()
     }
     return Pack(path, info, mapped, ends, hashlib.sha256(raw).hexdigest())
+
+
+def _is_inside(split: Split) -> bool:
+    files = [PurePath(shard.file) for shard in split.shards]
+    return not any(file.is_absolute() or ".." in file.parts for file in files)
 
 
 def _map(root: Path, shard: Shard, dtype: np.dtype, verify: bool) -> np.ndarray:

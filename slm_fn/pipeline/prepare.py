@@ -24,6 +24,7 @@ from slm_fn.data import clean, corpus, filters, intake, parts
 from slm_fn.data.corpus import CorpusConfig, SourceConfig
 from slm_fn.data.refine import Refine, refined
 from slm_fn.data.rules import Rule
+from slm_fn.pipeline.progress import counted
 from slm_fn.text.normalize import normalize
 
 LOCK = ".lock"
@@ -217,17 +218,18 @@ def _written(run: _Run, plan: _Plan, journal: parts.State | None) -> parts.Metad
     if begun.rows:
         note(f"going on behind row {begun.rows:,}, {begun.counts.kept:,} documents kept so far")
     pinned = msgspec.structs.replace(source, revision=begun.source.get("revision", source.revision))
-    state = parts.run(
-        plan.folder,
-        begun,
-        ".jsonl" if source.kind == "text" else f".{source.kind}.jsonl",
-        lambda done: refined(intake.rows(pinned, done, run.cache, begun.place, note), plan.refine, run.workers),
-        run.kept,
-        _limits(config, source),
-        config.part_bytes,
-        note,
-        lambda counts: run.watch.update(plan.name, counts, begun.counts, time.perf_counter() - began),
-    )
+    with counted(note) as tell:
+        state = parts.run(
+            plan.folder,
+            begun,
+            ".jsonl" if source.kind == "text" else f".{source.kind}.jsonl",
+            lambda done: refined(intake.rows(pinned, done, run.cache, begun.place, note), plan.refine, run.workers),
+            run.kept,
+            _limits(config, source),
+            config.part_bytes,
+            tell,
+            lambda counts: run.watch.update(plan.name, counts, begun.counts, time.perf_counter() - began),
+        )
     metadata = parts.Metadata(
         name=plan.name,
         digest=hashlib.sha256(msgspec.json.encode(plan.settings, order="sorted")).hexdigest(),

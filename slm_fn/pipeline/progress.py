@@ -18,6 +18,10 @@ COMPRESSED = 0.35
 """Bytes on the disk per character in gz, zst and parquet, until a file that was read has told better."""
 
 
+NOTES = 100
+"""Lines of one kind that a person is shown."""
+
+
 class Input(NamedTuple):
     """A file to read: the name its documents carry, and its size in bytes."""
 
@@ -125,6 +129,32 @@ def _lines(title: str, total: int, seconds: float) -> Display:
             print(f"{title}: {share}, {figures}, {clock(left)} left", file=sys.stderr)
 
     return Display(update, lambda line: print(line, file=sys.stderr))
+
+
+@contextmanager
+def counted(note: Callable[[str], None], most: int = NOTES) -> Iterator[Callable[[str], None]]:
+    """Takes lines of which there may be a million: says the first of them, and at the end how many more there were.
+
+    Example:
+        >>> with counted(print, most=1) as problem:
+        ...     for line in ("one", "two", "three"):
+        ...         problem(line)
+        one
+        and 2 more like these
+    """
+    told = 0
+
+    def say(line: str) -> None:
+        nonlocal told
+        told += 1
+        if told <= most:
+            note(line)
+
+    try:
+        yield say
+    finally:
+        if told > most:
+            note(f"and {told - most:,} more like these")
 
 
 def clock(seconds: float) -> str:

@@ -149,3 +149,43 @@ def test_take_goes_round_and_an_empty_split_has_nothing(make_pack: MakePack) -> 
     assert packs.take(pack, "train", 290, 700).tolist() == row[290:990]
     with pytest.raises(ValueError, match="holds no val tokens"):
         packs.take(pack, "val", 0, 1)
+
+
+def test_a_folder_with_other_files_is_no_place_for_a_pack(make_pack: MakePack, tmp_path: Path) -> None:
+    """The folder is replaced as a whole: the texts that are packed, say, would be gone."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"texts holds other files \(a.txt\)"):
+        make_pack("texts")
+    with pytest.raises(ValueError, match="is a file"):
+        make_pack("texts/a.txt")
+    assert (texts / "a.txt").read_text() == "precious"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["texts"]
+    make_pack("new")
+    make_pack("new", seq_len=8)
+    (tmp_path / "empty").mkdir()
+    make_pack("empty")
+
+
+def test_the_current_folder_can_become_a_pack(
+    make_pack: MakePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    make_pack("here", out=".")
+
+
+@pytest.mark.parametrize("file", ["../other.bin", "{root}/other.bin", "train/../../other.bin"])
+def test_a_pack_leads_nowhere_else(make_pack: MakePack, tmp_path: Path, file: str) -> None:
+    pack = make_pack(val_fraction=0.0, shard_size=1 << 20)
+    (tmp_path / "other.bin").write_bytes((pack.path / "train/shard_00000.bin").read_bytes())
+    told = (pack.path / "metadata.json").read_text()
+    (pack.path / "metadata.json").write_text(told.replace("train/shard_00000.bin", file.format(root=tmp_path)))
+    with pytest.raises(ValueError, match="does not describe a pack"):
+        packs.open_pack(pack.path)
+
+
+def test_a_number_of_workers_below_zero_is_told_as_such(make_pack: MakePack) -> None:
+    with pytest.raises(ValueError, match="workers -1"):
+        make_pack(workers=-1)

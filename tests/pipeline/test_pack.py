@@ -161,3 +161,14 @@ def test_progress_is_lines_of_share_and_speed(tokenizer, tmp_path, monkeypatch, 
     assert all("%" in line and "documents" in line and "MB/s" in line and "left" in line for line in lines)
     pack_files(config, tokenizer, [tmp_path / "c.jsonl"], tmp_path / "p", live=True)
     assert "pack" in capsys.readouterr().err
+
+
+def test_of_very_many_problems_the_first_are_told_and_all_are_counted(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text("{broken\n" * 300 + json.dumps({"text": "the king " * 200}) + "\n")
+    notes: list[str] = []
+    config = PackConfig(seq_len=32, val_fraction=0.0)
+    _, problems = pack_files(config, tokenizer, [tmp_path / "a.jsonl"], tmp_path / "pack", note=notes.append)
+    assert problems == 300
+    assert len(notes) == 102
+    assert "200 more" in notes[100]
+    assert "300 things" in notes[101]

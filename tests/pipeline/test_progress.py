@@ -1,5 +1,7 @@
 """pipeline/progress.py: the share of the inputs' bytes grows, is exact where a file ends, never passes the whole."""
 
+import pytest
+
 from slm_fn.data import sources
 from slm_fn.data.sources import Document
 from slm_fn.pipeline import progress
@@ -44,3 +46,20 @@ def test_plain_lines_come_every_so_often_and_notes_at_once(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("pack: 25.0% of 2.00 GB, 7 documents, 0:00:0")
     assert lines[1:] == ["a note"]
+
+
+def test_of_many_lines_the_first_are_said_and_the_others_counted_even_after_an_error():
+    said = []
+
+    def broken():
+        with progress.counted(said.append) as problem:
+            for number in range(progress.NOTES + 7):
+                problem(f"line {number}")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert said == [*(f"line {number}" for number in range(progress.NOTES)), "and 7 more like these"]
+    with progress.counted(said.append) as problem:
+        problem("alone")
+    assert said[-1] == "alone"
