@@ -18,4 +18,10 @@ COMMANDS = {
 
 @click.group("data", cls=LazyGroup, table=COMMANDS)
 def command() -> None:
-    """Prepare and pack text, inspect packs and chat data."""
+    """Prepare and pack text, inspect packs and chat data.
+
+    \b
+    Example:
+        slm data pack --tokenizer tokenizer.json --in texts/ --out packed
+        slm data inspect packed
+    """

@@ -22,7 +22,13 @@ BAR = 40
 
 @click.group("tokenizer")
 def command() -> None:
-    """Train, inspect, use and export a tokenizer."""
+    """Train, inspect, use and export a tokenizer.
+
+    \b
+    Example:
+        slm tokenizer train texts/ --out tokenizer.json
+        slm tokenizer inspect tokenizer.json --text "To be, or not to be"
+    """
 
 
 command.add_command(train_tokenizer.command)
@@ -109,9 +115,16 @@ def encode(file: Path, allowed_special: Literal["none", "all", "raise"]) -> None
         echo hello | slm tokenizer encode tokenizer.json
     """
     tokenizer, data = _load(file), sys.stdin.buffer.read()
-    ids = (
-        tokenizer.encode_bytes(data) if allowed_special == "none" else tokenizer.encode(data.decode(), allowed_special)
-    )
+    if allowed_special == "none":
+        ids = tokenizer.encode_bytes(data)
+    else:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"standard input is not UTF-8 at byte {error.start}; only --allowed-special none takes any bytes"
+            ) from None
+        ids = tokenizer.encode(text, allowed_special)
     click.echo(" ".join(str(i) for i in ids))
 
 

@@ -87,16 +87,17 @@ def preference(rows: Iterable[Any], count: Count) -> Iterator[Preference]:
     return _each(rows, count, convert)
 
 
-LAYOUTS: dict[str, Convert] = {
+CHAT: dict[str, Convert] = {
     "messages": messages,
-    "sharegpt": sharegpt,
-    "ultrachat": ultrachat,
-    "prompt_completion": prompt_completion,
-    "preference": preference,
     "oasst": oasst.conversations,
-    "oasst_pairs": oasst.preferences,
+    "ultrachat": ultrachat,
+    "sharegpt": sharegpt,
+    "prompt_completion": prompt_completion,
 }
-"""Layouts by the name a config gives; `preference` and `oasst_pairs` yield `Preference`, the others `Conversation`."""
+"""Layouts that yield `Conversation`, by the name a config gives."""
+PAIRS: dict[str, Convert] = {"preference": preference, "oasst_pairs": oasst.preferences}
+"""Layouts that yield `Preference`."""
+LAYOUTS = CHAT | PAIRS
 
 
 def detect(row: Any) -> str:

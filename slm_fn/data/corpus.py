@@ -15,16 +15,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from slm_fn.data import convert
 from slm_fn.data.minhash import DedupConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-LAYOUTS: dict[str, tuple[str, ...]] = {
-    "text": (),
-    "chat": ("messages", "oasst", "ultrachat", "sharegpt", "prompt_completion"),
-    "pairs": ("preference", "oasst_pairs"),
-}
-"""The layouts of `data/convert.py` by the kind of source whose rows they yield."""
+LAYOUTS: dict[str, tuple[str, ...]] = {"text": (), "chat": tuple(convert.CHAT), "pairs": tuple(convert.PAIRS)}
+"""The names of layouts by the kind of source whose rows they yield."""
 Specs = tuple[str | dict[str, Any], ...]
 """Rules of `data/clean.py` as YAML names them."""
 

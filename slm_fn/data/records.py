@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -16,6 +17,8 @@ from slm_fn.data import formats
 from slm_fn.data.formats import Fail, shown
 
 T = TypeVar("T")
+FIELDS = 8
+"""So many of a record's fields are named where the one asked for is missing."""
 
 
 def records(file: str, kind: type[T], fail: Fail) -> Iterator[tuple[int, T]]:
@@ -29,11 +32,27 @@ def records(file: str, kind: type[T], fail: Fail) -> Iterator[tuple[int, T]]:
 def texts(file: str, column: str, fail: Fail) -> Iterator[tuple[int, str]]:
     """The text in one field of each line of JSONL, or in one column of parquet."""
     if _is_jsonl(file):
-        kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
-        for number, row in _lines(file, msgspec.json.Decoder(kind).decode, fail):
-            yield number, row.text
+        yield from _lines(file, _field(column), fail)
     else:
         yield from _rows(file, column, str, fail)
+
+
+def _field(column: str) -> Callable[[bytes], str]:
+    """From a line to the text in one of its fields; where there is none, what there is instead is said."""
+    kind: Any = msgspec.defstruct("Row", [("text", str, msgspec.field(name=column))])
+    decoder = msgspec.json.Decoder(kind)
+
+    def text(line: bytes) -> str:
+        try:
+            return cast(str, decoder.decode(line).text)
+        except msgspec.ValidationError:
+            found = msgspec.json.decode(line)
+            if not isinstance(found, dict) or column in found:
+                raise
+            names = ", ".join(map(shown, islice(found, FIELDS))) or "none"
+            raise msgspec.ValidationError(f"no field `{column}`; there are {names}") from None
+
+    return text
 
 
 def _is_jsonl(file: str) -> bool:

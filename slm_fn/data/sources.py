@@ -175,9 +175,11 @@ def _stream(named: list[tuple[str, str]], column: str, report: _Report) -> Itera
         elif report.count == before:
             report.note(f"{shown(file)}: no text in it; passed over")
     if empty:
+        files = ", ".join(shown(file) for _, file in named[:3])
         raise ValueError(
-            f"the corpus is empty: only white space in {', '.join(shown(file) for _, file in named[:3])}"
-            + (f", and {report.count} things that could not be read" if report.count else "")
+            f"the corpus is empty: nothing in {files}; things that could not be read: {report.count} (told above)"
+            if report.count
+            else f"the corpus is empty: only white space in {files}"
         )
 
 

@@ -30,6 +30,14 @@ T = TypeVar("T")
 Kind = Literal["pack", "prepared", "text", "chat", "pairs"]
 SAMPLE = 100_000
 """Documents of a prepared corpus whose lengths are looked at; its counts are those of all."""
+COUNTED = {
+    "read": "documents read",
+    "kept": "documents kept",
+    "changed": "of these changed",
+    "bytes_read": "bytes read",
+    "bytes_kept": "bytes kept",
+}
+"""Fields of `parts.Counts` and what they are called."""
 PROBLEMS = 20
 SHOWN = 500
 """Characters of a sample."""
@@ -120,7 +128,8 @@ def pack(path: Path, num: int) -> Seen:
     found: dict[str, lengths.Lengths] = {}
     counts, drawn = np.zeros(info.vocab_size, dtype=np.int64), []
     for name, split in info.splits.items():
-        figures[f"{name}: documents, tokens, bytes"] = f"{split.documents:,}, {split.tokens:,}, {split.num_bytes:,}"
+        figures |= {f"{name}: documents": split.documents, f"{name}: tokens": split.tokens}
+        figures[f"{name}: bytes"] = split.num_bytes
         figures[f"{name}: share of tokens"] = round(split.tokens / total, 4)
         figures[f"{name}: bytes per token"] = round(split.num_bytes / max(1, split.tokens), 3)
         figures[f"{name}: shards, checksums right"] = len(split.shards)
@@ -160,8 +169,7 @@ def prepared(path: Path, num: int) -> Seen:
     for folder, told in _sources(path).items():
         counts, name = told.counts, folder.name
         figures[f"{name}: status"] = "finished" if isinstance(told, parts.Metadata) else "under way"
-        figures[f"{name}: documents read, kept, changed"] = f"{counts.read:,}, {counts.kept:,}, {counts.changed:,}"
-        figures[f"{name}: bytes read, kept"] = f"{counts.bytes_read:,}, {counts.bytes_kept:,}"
+        figures |= {f"{name}: {key}": getattr(counts, field) for field, key in COUNTED.items()}
         if isinstance(told, parts.Metadata):
             figures[f"{name}: tokens, estimated"] = told.tokens_estimated
         for why, number in {**counts.removed, **counts.dropped, "could not be read": counts.problems}.items():

@@ -23,6 +23,8 @@ SUFFIXES = (".png", ".svg")
 WIDTH, HEIGHT, DPI = 6.4, 4.0, 120
 MOST_POINTS = 5000
 """Documents drawn as points of their own; more are thinned, evenly."""
+WIDE = 20
+"""From this ratio on lengths are drawn on a logarithmic axis, whose labels collide where it holds but one power."""
 INK, ACCENT = "#35618f", "#c8553d"
 
 
@@ -36,18 +38,21 @@ class Panel(NamedTuple):
 
 
 def lengths(values: Sequence[int] | np.ndarray, of: str, unit: str) -> Panel:
-    """How many things have which length; lengths on a logarithmic axis, the median marked."""
+    """How many things have which length, the median marked; lengths that differ widely on a logarithmic axis."""
     found = np.asarray(values)
+    low, high = max(1, int(found.min())), int(found.max()) + 1
+    is_wide = high > WIDE * low
 
     def draw(ax: Axes) -> None:
-        low, high = max(1, int(found.min())), int(found.max()) + 1
         # Edges lie between whole numbers: else a bin without one would look like a gap in the data.
         edges = np.unique(np.rint(np.geomspace(low, max(high, low + 1), _bins(len(found)) + 1))) - 0.5
         ax.hist(np.maximum(found, 1), bins=edges.tolist(), color=INK)
-        ax.set_xscale("log")
+        if is_wide:
+            ax.set_xscale("log")
         _mark(ax, float(np.median(found)), unit)
 
-    return Panel(f"Length of {len(found):,} {of}", f"length ({unit}, log scale)", of, draw)
+    scale = ", log scale" if is_wide else ""
+    return Panel(f"Length of {len(found):,} {of}", f"length ({unit}{scale})", of, draw)
 
 
 def shares(values: Sequence[float] | np.ndarray, of: str, share: str) -> Panel:

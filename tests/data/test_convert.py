@@ -179,7 +179,7 @@ def test_a_stream_goes_on_behind_a_bad_row_and_takes_one_row_at_a_time():
 
 @pytest.mark.parametrize("row", [{"text": "a"}, {}, None, {"data": "a"}, {"messages": None}])
 def test_unknown_columns_are_one_clear_line(row):
-    with pytest.raises(ValueError, match=r"no known chat layout has the columns .* one of messages, sharegpt") as error:
+    with pytest.raises(ValueError, match=r"no known chat layout has the columns .* one of messages, oasst") as error:
         convert.detect(row)
     assert "\n" not in str(error.value)
 

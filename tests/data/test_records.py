@@ -63,4 +63,4 @@ def test_texts_of_one_field(tmp_path: Path) -> None:
     path, told = tmp_path / "r.jsonl", []  # type: tuple[Path, list[str]]
     path.write_bytes(b'{"body": "one", "text": 1}\n{"text": "two"}\n')
     assert list(records.texts(str(path), "body", told.append)) == [(1, "one")]
-    assert told == [f"{path}, line 2: Object missing required field `body`"]
+    assert told == [f"{path}, line 2: no field `body`; there are text"]

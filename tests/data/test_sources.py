@@ -72,7 +72,7 @@ def test_any_text_comes_back_from_jsonl(texts: list[str], tmp_path_factory: pyte
         ("a.txt", b"ok \xe9t\xe9", r"a\.txt: byte 3 \(0xe9\) is not UTF-8"),
         ("a.txt", b" \n", "the corpus is empty: only white space in .*a.txt"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"a\.jsonl, line 2: Expected `str`, got `int` - at `\$.text`"),
-        ("a.jsonl", b'{"txt": "x"}\n', r"a\.jsonl, line 1: .*missing required field `text`"),
+        ("a.jsonl", b'{"txt": "x"}\n', r"a\.jsonl, line 1: no field `text`; there are txt"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', r"a\.jsonl, line 3: "),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: "),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl, line 1: "),
@@ -243,7 +243,7 @@ FUZZ: list[tuple[str, Make, list[str], list[str]]] = [
         lambda p: p.write_bytes(JSON_LINES),
         [
             "line 2: Expected `object`, got `array`",
-            "line 3: .*missing required field `text`",
+            "line 3: no field `text`; there are ",
             "line 4: Expected `str`, got `int`",
             "line 5: half a surrogate pair",
             "line 8: Input data was truncated",
@@ -320,7 +320,7 @@ def test_equal_names_are_told_apart_and_a_file_is_read_once(tmp_path: Path) -> N
 def test_nothing_at_all_is_an_error_even_where_troubles_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff")
     seen: list[str] = []
-    with pytest.raises(ValueError, match=r"the corpus is empty: .*a\.txt, and 1 things that could not be read"):
+    with pytest.raises(ValueError, match=r"the corpus is empty: nothing in .*a\.txt; things that could not be read: 1"):
         list(sources.read([tmp_path], seen.append))
     assert len(seen) == 1
     with pytest.raises(FileNotFoundError, match="nowhere"):

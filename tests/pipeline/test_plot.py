@@ -57,6 +57,9 @@ def test_bars_stand_where_the_lengths_are(tmp_path):
     assert low < 3 < high < low_last < 400 < high_last
     assert (threes, last) == (3, 1)
     assert ax.get_xscale() == "log"
+    narrow = plot.lengths([22, 25, 25], "rows", "tokens")
+    narrow.draw(ax := Figure().subplots())
+    assert (narrow.x, ax.get_xscale()) == ("length (tokens)", "linear")
 
 
 def test_many_documents_are_thinned_and_all_are_counted():
