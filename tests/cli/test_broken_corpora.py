@@ -17,12 +17,7 @@ CUT = gzip.compress(JSON)[:-300]
 KEPT = zlib.decompressobj(31).decompress(CUT)
 COMMANDS = """
 import os, sys
-from pyarrow import parquet
 from slm_fn.cli.main import cli
-from slm_fn.pipeline import pack, tokenize
-from slm_fn.text import bpe
-bpe.train(["warm up"], 270).encode_flat(["warm"])
-os.geteuid() or os.setuid(65534)  # permissions do not bind root; nobody may not read all the code, hence the first try
 for folder in ("sound", "broken"):
     os.chdir(folder)
     for command in (
@@ -33,6 +28,9 @@ for folder in ("sound", "broken"):
         print("===", file=sys.stderr)
     os.chdir("..")
 """
+
+# Permissions do not bind root, unless it gives that power up.
+BOUND = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
 def table(path: Path, texts: list[str]) -> None:
@@ -84,11 +82,8 @@ def test_every_trouble_is_told_once_and_the_rest_makes_the_same_pack(tmp_path):
     made, clean = tmp_path / "broken", tmp_path / "sound"
     broken(made)
     sound(clean)
-    tmp_path.chmod(0o755)
-    (made / "out").chmod(0o777)
-    (clean / "out").chmod(0o777)
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS],
+        [*BOUND, sys.executable, "-c", COMMANDS],
         capture_output=True,
         text=True,
         cwd=tmp_path,
