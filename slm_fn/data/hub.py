@@ -20,6 +20,8 @@ import msgspec
 
 MARK = 1000
 """Rows between two marks; from the last one a broken stream is read again."""
+FORMATS = ("json", "parquet", "csv", "text", "arrow")
+"""Of `datasets`, what may stand in place of an id; others of its formats unpickle what they read."""
 LONGEST = 60.0
 """Seconds of the longest wait; it begins at one and doubles."""
 
@@ -63,7 +65,7 @@ def rows(
     Args:
         place: one that `mark` was told, at or before row `skip`: the rows before it are not fetched again.
         mark: is told a place every so many rows, when the rows before it have been given.
-        data_files: some files of the set alone; with `json` or `parquet` in place of an id, files of this machine.
+        data_files: some files of the set alone; with one of `FORMATS` in place of an id, files of this machine.
         retries: how often in a row the network may fail without a single row between.
         problem: is told of each failure and how long the wait is.
         load: stands in for `datasets.load_dataset`.
@@ -82,6 +84,8 @@ def rows(
     """
     if data_files is None and os.path.exists(hub_id):
         raise ValueError(f"{hub_id} is a path here too, and would be read in place of the hub's; give it as a path")
+    if data_files is not None and "/" not in hub_id and hub_id not in FORMATS:
+        raise ValueError(f"{hub_id}: neither OWNER/NAME nor a format that files are read in: {', '.join(FORMATS)}")
     at, failures, last = skip, 0, place
     if last is None or last.row > skip or last.version != version("datasets"):
         last = Place(0, {}, "")

@@ -112,7 +112,11 @@ def _trees(rows: Iterable[Any], count: Count) -> Iterator[list[Mapping[str, Any]
 
 
 def _is_message(row: Any) -> bool:
-    return isinstance(row, Mapping) and all(isinstance(row.get(name), str) for name in ("message_id", "role", "text"))
+    return (
+        isinstance(row, Mapping)
+        and all(isinstance(row.get(name), str) for name in ("message_id", "role", "text"))
+        and all(isinstance(row.get(name), str | None) for name in ("message_tree_id", "parent_id", "tree_state"))
+    )
 
 
 def plant(rows: Sequence[Mapping[str, Any]], languages: Collection[str] = ()) -> tuple[Tree, list[str]]:

@@ -79,6 +79,11 @@ def train_from_files(
     Args:
         problem: told each thing that cannot be read, once; without it, that is an error.
     """
+    out, inputs = Path(out), tuple(map(Path, inputs))
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name the file to write, say {out / 'tokenizer.json'}")
+    if out.resolve() in [path.resolve() for path in inputs]:
+        raise ValueError(f"{out} is the text to learn from, and would be written over; name another file")
     told: set[str] = set()
 
     def once(line: str) -> None:
@@ -86,5 +91,5 @@ def train_from_files(
             told.add(line)
             problem(line)
 
-    sample = Sample(tuple(inputs), config.sample_bytes, config.max_lines, config.seed, once if problem else None)
+    sample = Sample(inputs, config.sample_bytes, config.max_lines, config.seed, once if problem else None)
     return train_tokenizer(config, sample, out, progress)

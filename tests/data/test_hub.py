@@ -264,3 +264,9 @@ def test_what_is_newest_is_pinned_to_a_commit(server: http.server.ThreadingHTTPS
     assert none.startswith("0 0 org/none: ")
     assert down.startswith("2 2 org/down: ")
     assert "gave up after 3 attempts" in down
+
+
+def test_formats_that_unpickle_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match="pandas: neither OWNER/NAME nor a format"):
+        next(hub.rows("pandas", data_files=str(tmp_path / "a.pkl")))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_fn.data import oasst
-from slm_fn.data.turns import KEPT, UNANSWERED
+from slm_fn.data.turns import FOREIGN, KEPT, UNANSWERED
 from slm_fn.text import chat
 
 DETAILS = {
@@ -171,3 +171,10 @@ def test_every_tree_is_yielded_or_counted_once_and_order_does_not_matter_to_how_
             for pair in found:
                 assert pair.prompt[-1].role == "user"
                 assert pair.chosen[0].role == pair.rejected[0].role == "assistant"
+
+
+@pytest.mark.parametrize("column", ["message_tree_id", "parent_id", "tree_state"])
+@pytest.mark.parametrize("layout", [oasst.conversations, oasst.preferences])
+def test_a_name_that_is_no_text_is_no_message(column, layout):
+    _, counts = run(layout, [row("p1", **{column: ["x"]}) if column != "parent_id" else row("p1", ["x"])])
+    assert counts == {FOREIGN: 1}

@@ -63,3 +63,15 @@ def test_what_cannot_be_read_is_told_once_or_stops(corpus, tmp_path):
     assert "broken.txt" in told[0]
     with pytest.raises(ValueError, match=r"broken\.txt"):
         train_from_files(TokenizerConfig(vocab_size=300), [corpus], tmp_path / "t.json")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(corpus, tmp_path):
+    def problem(line):
+        raise AssertionError(line)
+
+    with pytest.raises(ValueError, match=r"is a folder; name the file to write, say .*tokenizer.json"):
+        train_from_files(TokenizerConfig(vocab_size=300), [tmp_path / "nowhere"], corpus, problem)
+    file = corpus / "0.jsonl"
+    with pytest.raises(ValueError, match="would be written over"):
+        train_from_files(TokenizerConfig(vocab_size=300), [file], corpus / ".." / "texts" / "0.jsonl")
+    assert file.read_text().startswith('{"text": "document 0 0')
