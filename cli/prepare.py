@@ -5,8 +5,6 @@ Invariant: parses and prints; the work is `pipeline.prepare`.
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,14 +47,18 @@ def command(
     """
     from slm_fn import config as configs
     from slm_fn.data.corpus import CorpusConfig
+    from slm_fn.pipeline import progress
     from slm_fn.pipeline.prepare import Watch, prepare
 
     if workers < 0:
         raise click.UsageError("--workers must be at least 0")
     told = configs.load_as(CorpusConfig, config, overrides)
-    meter = _Meter(sys.stderr.isatty() if live is None else live)
-    report = prepare(told, out, Watch(meter.note, meter.update), force, workers)
-    meter.clear()
+    with progress.display("prepare", None, live) as shown:
+
+        def update(name: str, counts: Counts, before: Counts, seconds: float) -> None:
+            shown.update(counts.bytes_read, _figures(name, counts, before, seconds))
+
+        report = prepare(told, out, Watch(shown.note, update), force, workers)
     if as_json:
         options.print_json(report)
     else:
@@ -66,32 +68,14 @@ def command(
         ctx.exit(1)
 
 
-class _Meter:
-    """One line that is written over on a terminal, or else a line every half minute."""
-
-    def __init__(self, live: bool) -> None:
-        self.live, self.last = live, time.monotonic()
-
-    def update(self, name: str, counts: Counts, before: Counts, seconds: float) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.2 if self.live else 30):
-            return
-        self.last = now
-        speed = max(seconds, 1e-6)
-        line = (
-            f"{name}: {counts.read:,} read, {counts.kept / max(1, counts.read):.0%} kept, "
-            f"{counts.bytes_kept / 1e6:,.0f} MB; {(counts.read - before.read) / speed:,.0f} documents/s, "
-            f"{(counts.bytes_read - before.bytes_read) / speed / 1e6:.1f} MB/s"
-        )
-        click.echo(f"\r{line}\x1b[K" if self.live else line, err=True, nl=not self.live)
-
-    def note(self, text: str) -> None:
-        self.clear()
-        options.note(text)
-
-    def clear(self) -> None:
-        if self.live:
-            click.echo("\r\x1b[K", err=True, nl=False)
+def _figures(name: str, counts: Counts, before: Counts, seconds: float) -> str:
+    """How far a source is, and how fast this run reads it."""
+    speed = max(seconds, 1e-6)
+    return (
+        f"{name}: {counts.read:,} read, {counts.kept / max(1, counts.read):.0%} kept, "
+        f"{counts.bytes_kept / 1e6:,.0f} MB; {(counts.read - before.read) / speed:,.0f} documents/s, "
+        f"{(counts.bytes_read - before.bytes_read) / speed / 1e6:.1f} MB/s"
+    )
 
 
 def _table(report: Report, out: Path) -> None:
@@ -100,15 +84,15 @@ def _table(report: Report, out: Path) -> None:
         counts, done = row.counts, row.status == "done"
         speed = f"{counts.bytes_read / max(row.seconds, 1e-6) / 1e6:.1f}" if done else ""
         share = f"{counts.kept / max(1, counts.read):.1%}" if counts.read else ""
-        size = f"{counts.bytes_kept / 1e6:,.1f}"
+        size = f"{counts.bytes_kept / 1e6:,.1f}" if counts.bytes_kept >= 1e6 else f"{counts.bytes_kept / 1e6:.2g}"
         rows.append([row.name, row.status, f"{counts.read:,}", f"{counts.kept:,}", share, size, speed])
     options.print_table(
         f"{out}: {report.seconds:,.1f} seconds",
-        ["source", "", "read", "kept", "share", "MB", "MB/s"],
+        ["source", "status", "read", "kept", "share", "MB kept", "MB/s"],
         rows,
     )
     for row in report.sources:
         told = row.counts.removed | row.counts.dropped | {"could not be read": row.counts.problems}
-        left = ", ".join(f"{why} {number:,}" for why, number in told.items() if number)
+        left = "; ".join(f"{number:,} {why}" for why, number in told.items() if number)
         if left:
             click.echo(f"{row.name}: {left}")

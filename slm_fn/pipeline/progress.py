@@ -84,8 +84,11 @@ def _is_compressed(name: str) -> bool:
 
 
 @contextmanager
-def display(title: str, total: int, live: bool | None = None, seconds: float = 10.0) -> Iterator[Display]:
-    """A bar where standard error is a terminal (or `live` says so), else a line every so many seconds."""
+def display(title: str, total: int | None, live: bool | None = None, seconds: float = 10.0) -> Iterator[Display]:
+    """A bar where standard error is a terminal (or `live` says so), else a line every so many seconds.
+
+    Where nobody knows the total in bytes, as of a stream (None), there is no bar, no share and no time left.
+    """
     if sys.stderr.isatty() if live is None else live:
         with _bar(title, total) as shown:
             yield shown
@@ -94,7 +97,7 @@ def display(title: str, total: int, live: bool | None = None, seconds: float = 1
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Display]:
+def _bar(title: str, total: int | None) -> Iterator[Display]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -106,9 +109,11 @@ def _bar(title: str, total: int) -> Iterator[Display]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(20), TaskProgressColumn(), DownloadColumn())
-    clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-    with Progress(*columns, *clocks, console=Console(stderr=True), speed_estimate_period=60) as progress:
+    name, figures = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[figures]}", markup=False)
+    bar = () if total is None else (BarColumn(20), TaskProgressColumn(), DownloadColumn())
+    left = () if total is None else (TextColumn("left"), TimeRemainingColumn())
+    columns = (name, *bar, TimeElapsedColumn(), *left, figures)
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as progress:
         task = progress.add_task(title, total=total, figures="")
         yield Display(
             lambda done, figures: progress.update(task, completed=done, figures=figures),
@@ -116,7 +121,7 @@ def _bar(title: str, total: int) -> Iterator[Display]:
         )
 
 
-def _lines(title: str, total: int, seconds: float) -> Display:
+def _lines(title: str, total: int | None, seconds: float) -> Display:
     began = told = time.monotonic()
 
     def update(done: int, figures: str) -> None:
@@ -124,6 +129,9 @@ def _lines(title: str, total: int, seconds: float) -> Display:
         now = time.monotonic()
         if now - told >= seconds and done:
             told = now
+            if total is None:
+                print(f"{title}: {figures}", file=sys.stderr)
+                return
             left = (now - began) * max(0, total - done) / done
             share = f"{done / max(1, total):.1%} of {total / 1e9:.2f} GB"
             print(f"{title}: {share}, {figures}, {clock(left)} left", file=sys.stderr)

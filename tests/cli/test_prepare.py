@@ -85,7 +85,7 @@ def test_the_table_names_every_source_and_problems_stand_on_standard_error(corpu
     done = run(corpus, tmp_path / "out")
     assert done.returncode == 0
     shown, told = done.stdout.decode(), done.stderr.decode()
-    assert all(name in shown for name in ("books", "web", "chat", "duplicate: exact", "could not be read 1"))
+    assert all(name in shown for name in ("books", "web", "chat", "duplicate: exact", "1 could not be read"))
     assert "web: " in told
     assert "line 1201" in told
     assert tree(tmp_path / "out") == tree(whole[0])

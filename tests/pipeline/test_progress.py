@@ -63,3 +63,13 @@ def test_of_many_lines_the_first_are_said_and_the_others_counted_even_after_an_e
     with progress.counted(said.append) as problem:
         problem("alone")
     assert said[-1] == "alone"
+
+
+def test_a_stream_whose_end_nobody_knows_has_no_share(capsys):
+    for live in (False, True):
+        with progress.display("prepare", None, live=live, seconds=0.0) as display:
+            display.update(500, "[wiki]: 7 read")
+            display.note("a note")
+        shown = capsys.readouterr().err
+        assert all(part in shown for part in ("prepare", "[wiki]: 7 read", "a note"))
+        assert not any(part in shown for part in ("%", "left"))
