@@ -14,4 +14,9 @@ COMMANDS = {"tokenizer": ("bench_tokenizer", "Learning, encoding and packing, be
 
 @click.group("bench", cls=LazyGroup, table=COMMANDS)
 def command() -> None:
-    """Measure speed on this machine."""
+    """Measure speed on this machine.
+
+    \b
+    Example:
+        slm bench tokenizer texts/
+    """

@@ -12,7 +12,12 @@ from slm_fn.cli import options
 
 @click.group("config")
 def command() -> None:
-    """Show a config, and where each value came from."""
+    """Show a config, and where each value came from.
+
+    \b
+    Example:
+        slm config show tiny
+    """
 
 
 @command.command("show")

@@ -14,7 +14,12 @@ from slm_fn.cli import options
 
 @click.group("eval")
 def command() -> None:
-    """Judge a model: perplexity and bits per byte."""
+    """Judge a model: perplexity and bits per byte.
+
+    \b
+    Example:
+        slm eval ppl runs/pretrain --data texts/
+    """
 
 
 @command.command("ppl")

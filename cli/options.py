@@ -27,6 +27,9 @@ resume = click.option(
     metavar="auto|never|CHECKPOINT",
     help="Go on from the newest checkpoint in --out.",
 )
+column = click.option(
+    "--column", default="text", show_default=True, help="Field of JSONL or parquet that holds the text."
+)
 strict = click.option("--strict", is_flag=True, help="Stop at the first thing that cannot be read.")
 progress = click.option(
     "--progress/--no-progress", "live", default=None, help="Live bar or plain lines (default: by terminal)."
@@ -83,6 +86,11 @@ def tune(stage: Callable[..., Any], section: str, told: dict[str, Any]) -> None:
 def note(text: str) -> None:
     """A line on standard error."""
     click.echo(text, err=True)
+
+
+def printable(text: str) -> str:
+    """Without control characters: neither a model nor a corpus must move the cursor."""
+    return "".join(c for c in text if c in "\n\t" or c.isprintable())
 
 
 def print_json(value: Any) -> None:

@@ -30,7 +30,7 @@ FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="Hold out whole documents, or blocks of some 16,000 characters (for few long documents).",
 )
-@click.option("--column", default="text", show_default=True, help="Field of JSONL or parquet that holds the text.")
+@options.column
 @click.option("--workers", "num_workers", default=0, show_default=True, help="Worker processes; 0 encodes in this one.")
 @options.strict
 @options.progress

@@ -73,8 +73,7 @@ def _figures(name: str, counts: Counts, before: Counts, seconds: float) -> str:
     speed = max(seconds, 1e-6)
     return (
         f"{name}: {counts.read:,} read, {counts.kept / max(1, counts.read):.0%} kept, "
-        f"{counts.bytes_kept / 1e6:,.0f} MB; {(counts.read - before.read) / speed:,.0f} documents/s, "
-        f"{(counts.bytes_read - before.bytes_read) / speed / 1e6:.1f} MB/s"
+        f"{counts.bytes_kept / 1e6:,.0f} MB; {(counts.bytes_read - before.bytes_read) / speed / 1e6:.1f} MB/s"
     )
 
 

@@ -45,10 +45,13 @@ KINDS = ["bpe", "byte-fallback", "unigram", "char"]
     type=click.Choice(["corpus", "ascii"]),
     help="char: which characters.",
 )
+@options.column
 @options.strict
 @options.progress
 @options.as_json
-def command(inputs: tuple[Path, ...], out: Path, strict: bool, live: bool | None, as_json: bool, **fields: Any) -> None:
+def command(
+    inputs: tuple[Path, ...], out: Path, column: str, strict: bool, live: bool | None, as_json: bool, **fields: Any
+) -> None:
     """Train a tokenizer on files and folders of text, Markdown, JSONL and parquet, gzip and zstd too.
 
     \b
@@ -72,7 +75,7 @@ def command(inputs: tuple[Path, ...], out: Path, strict: bool, live: bool | None
         def update(read: int) -> None:
             shown.update(min(read, total), f"{read / 1e6 / (time.monotonic() - begun):.1f} MB/s")
 
-        made = tokenize.train_from_files(config, inputs, out, None if strict else problem, update)
+        made = tokenize.train_from_files(config, inputs, out, None if strict else problem, update, column)
     closed = patterns.closes(made.pattern) if made.pattern else ""
     if closed:
         options.note(f"note: {closed}")

@@ -153,7 +153,10 @@ def _check(splits: dict[str, Split], seq_len: int, missing: frozenset[str]) -> N
     if train.documents + val.documents == 0:
         raise ValueError("nothing to pack: the corpus holds no documents")
     if missing:
-        raise ValueError(f"no document is named {', '.join(sorted(missing))}, which was to be held out")
+        raise ValueError(
+            f"no document is named {', '.join(sorted(missing))}, which was to be held out; names are paths below --in, "
+            "with `:line` in JSONL"
+        )
     if train.documents == 0:
         raise ValueError(f"all {val.documents} documents are held out and none is left to train on; hold out less")
     if train.tokens <= seq_len:

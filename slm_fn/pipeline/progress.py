@@ -108,11 +108,13 @@ def _bar(title: str, total: int | None) -> Iterator[Display]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     name, figures = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[figures]}", markup=False)
-    bar = () if total is None else (BarColumn(20), TaskProgressColumn(), DownloadColumn())
-    left = () if total is None else (TextColumn("left"), TimeRemainingColumn())
-    columns = (name, *bar, TimeElapsedColumn(), *left, figures)
+    bar = () if total is None else (BarColumn(10), TaskProgressColumn(), DownloadColumn())
+    # On a narrow terminal the figures are cut, not the clocks.
+    left = () if total is None else (TextColumn("left"), TimeRemainingColumn(table_column=Column(min_width=7)))
+    columns = (name, *bar, TimeElapsedColumn(table_column=Column(min_width=7)), *left, figures)
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as progress:
         task = progress.add_task(title, total=total, figures="")
         yield Display(

@@ -33,12 +33,13 @@ class Sample(msgspec.Struct, frozen=True):
     max_lines: int = 0
     seed: int = 0
     problem: Callable[[str], None] | None = None
+    column: str = "text"
 
     def __iter__(self) -> Iterator[str]:
         total = estimate(self.paths)
         share = self.max_bytes / total if self.max_bytes and total > self.max_bytes else 1.0
         room, lines = self.max_bytes or float("inf"), self.max_lines or float("inf")
-        for document in sources.read(self.paths, self.problem):
+        for document in sources.read(self.paths, self.problem, column=self.column):
             if share < 1 and random.fold_in(self.seed, f"{document.name}#{document.part}") >= share * PRECISION:
                 continue
             if room <= 0 or lines <= 0:
@@ -73,11 +74,13 @@ def train_from_files(
     out: Path | str,
     problem: Callable[[str], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    column: str = "text",
 ) -> Tokenizer:
     """The same from files and folders, or from the sample of them that the config asks for.
 
     Args:
         problem: told each thing that cannot be read, once; without it, that is an error.
+        column: the field of JSONL and parquet that holds the text.
     """
     out, inputs = Path(out), tuple(map(Path, inputs))
     if out.is_dir():
@@ -91,5 +94,6 @@ def train_from_files(
             told.add(line)
             problem(line)
 
-    sample = Sample(inputs, config.sample_bytes, config.max_lines, config.seed, once if problem else None)
+    tell = once if problem else None
+    sample = Sample(inputs, config.sample_bytes, config.max_lines, config.seed, tell, column)
     return train_tokenizer(config, sample, out, progress)

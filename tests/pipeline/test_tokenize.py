@@ -75,3 +75,13 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(corpus, 
     with pytest.raises(ValueError, match="would be written over"):
         train_from_files(TokenizerConfig(vocab_size=300), [file], corpus / ".." / "texts" / "0.jsonl")
     assert file.read_text().startswith('{"text": "document 0 0')
+
+
+def test_texts_may_stand_in_another_field(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "to be, or not to be"}\n')
+    (tmp_path / "b.txt").write_text("to be, or not to be")
+    config = TokenizerConfig(vocab_size=270)
+    made = train_from_files(config, [tmp_path / "a.jsonl"], tmp_path / "a.json", column="body")
+    assert made == train_from_files(config, [tmp_path / "b.txt"], tmp_path / "b.json")
+    with pytest.raises(ValueError, match="no field `text`; there are body"):
+        train_from_files(config, [tmp_path / "a.jsonl"], tmp_path / "c.json")
