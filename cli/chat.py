@@ -79,7 +79,7 @@ def _say(model: Model, messages: list[Message], config: SampleConfig, seed: int,
     try:
         for piece in talk.write(model, talk.chat_ids(model, fitted), config, seed, max_tokens):
             said += piece.text
-            click.echo(_printable(piece.text), nl=False)
+            click.echo(options.printable(piece.text), nl=False)
     except ValueError as error:
         click.echo()
         options.note(str(error))
@@ -88,11 +88,6 @@ def _say(model: Model, messages: list[Message], config: SampleConfig, seed: int,
         click.echo(" (stopped)", nl=False)
     click.echo()
     return [*fitted, Message("assistant", said)]
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a model must not move the cursor."""
-    return "".join(c for c in text if c in "\n\t" or c.isprintable())
 
 
 def _obey(line: str, messages: list[Message]) -> list[Message] | None:

@@ -71,7 +71,7 @@ def _show(path: Path, seen: Seen) -> None:
             _colour(sample)
         else:
             click.echo("--- " + " ".join(str(value) for name, value in sample.items() if name != "text"))
-            click.echo(sample["text"])
+            click.echo(options.printable(sample["text"]))
 
 
 def _number(value: Any) -> str:
@@ -82,6 +82,6 @@ def _number(value: Any) -> str:
 
 def _colour(sample: dict[str, Any]) -> None:
     tokens = sample["tokens"]
-    shown = (click.style(t["text"], fg="green" if t["trained"] else "bright_black") for t in tokens)
+    shown = (click.style(options.printable(t["text"]), fg="green" if t["trained"] else "bright_black") for t in tokens)
     click.echo("".join(shown))
     click.echo(f"    {sample['name']}: {sample['trained']} of {len(tokens)} tokens trained")

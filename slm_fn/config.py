@@ -78,6 +78,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or mapping", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -126,8 +128,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: another ending, or text that does not parse; says where.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         match path.suffix:
             case ".yaml" | ".yml":
                 data = yaml.load(text, _Loader)
@@ -137,7 +139,7 @@ def read(path: Path) -> dict[str, Any]:
                 data = msgspec.json.decode(text)
             case other:
                 raise ValueError(f"{path}: config files end in .yaml, .toml or .json, not {other!r}")
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if data is None:
         return {}

@@ -72,11 +72,13 @@ CORPUS = "sources: {web: {path: web/, max_documents: 10}, talk: {path: t.jsonl, 
         ("source: {web: {path: a}}", ["'source'", "at the top level", "did you mean 'sources'"]),
         ("sources: {web: {path: a, kind: texts}}", ["texts", "sources[...].kind"]),
         ("sources: {web: {path: a}, web: {path: b}}", ["does not parse", "'web' stands twice", "line 1"]),
+        ("? [a]\n: b", ["does not parse", "a key is a list or mapping", "line 1"]),
+        ("sources: {web: {path: '\udcff'}}", ["does not parse", "invalid start byte"]),
     ],
 )
 def test_a_corpus_is_checked_as_deep(tmp_path, text, words):
     path = tmp_path / "c.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"c\.yaml") as error:
         configs.load_as(configs.CorpusConfig, path)
     assert all(word in str(error.value) for word in words), str(error.value)

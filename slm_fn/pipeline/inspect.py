@@ -195,8 +195,11 @@ def prepared(path: Path, num: int) -> Seen:
 
 
 def _text_of(row: dict[str, Any]) -> str:
-    """A record's text; of a conversation, what is said."""
-    return row["text"] if "text" in row else "\n".join(message["content"] for message in row["messages"])
+    """A record's text; of a conversation or a pair, what is said."""
+    if "text" in row:
+        return str(row["text"])
+    said = [message for part in ("messages", "prompt", "chosen", "rejected") for message in row.get(part, ())]
+    return "\n".join(message["content"] for message in said)
 
 
 def texts(path: Path, num: int, tokenizer: Tokenizer | None) -> Seen:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from slm_fn.cli.chat import _printable
 from slm_fn.cli.chat import command as chat
+from slm_fn.cli.options import printable
 from slm_fn.cli.sample import command as sample
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.pipeline import model as models
@@ -110,7 +110,7 @@ def test_chat_answers_and_saves_the_conversation(folder, loaded, tmp_path):
     ids = talk.chat_ids(loaded, [Message("user", "to be")])
     want = text(talk.write(loaded, ids, talk.sampling(loaded, {"temperature": 0.0}), 1, 9))
     assert saved(out) == [("user", "to be"), ("assistant", want)]
-    assert _printable(want) in done.stdout
+    assert printable(want) in done.stdout
 
 
 def test_chat_commands(folder, tmp_path):
@@ -143,7 +143,7 @@ def test_chat_tells_of_a_message_that_does_not_fit_and_goes_on(folder, tmp_path)
 
 
 def test_a_model_cannot_move_the_cursor():
-    assert _printable("a\x1b[2Jb\r\n\tc\x9b\u202e é🙂") == "a[2Jb\n\tc é🙂"
+    assert printable("a\x1b[2Jb\r\n\tc\x9b\u202e é🙂") == "a[2Jb\n\tc é🙂"
 
 
 # ---- serve, as a process ----

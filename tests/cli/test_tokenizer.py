@@ -70,6 +70,11 @@ def test_export_says_how_to_load_it(road, tmp_path):
     assert sorted(told["files"]) == sorted(file.name for file in (tmp_path / "tt").iterdir())
 
 
+def test_a_sample_cannot_move_the_cursor(tmp_path):
+    (tmp_path / "a.txt").write_text("one\x1b[2Jtwo")
+    assert "one[2Jtwo" in run(data_inspect.command, tmp_path / "a.txt").output
+
+
 def test_data_inspect_shows_every_kind(road, tmp_path):
     for path, words in (
         (road.pack, ["pack", "shards, checksums right", "train: document lengths", "--- train 0"]),

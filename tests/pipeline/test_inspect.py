@@ -89,6 +89,15 @@ def test_a_prepared_corpus_tells_what_was_removed(corpus):
     assert inspect(corpus / "plays").lengths == {"plays: document": seen.lengths["plays: document"]}
 
 
+def test_prepared_pairs_show_what_is_said(road, tmp_path):
+    wanted = CorpusConfig(sources={"pairs": SourceConfig(path=str(road.pairs), kind="pairs")})
+    prepare(wanted, tmp_path / "made", Watch(print))
+    seen = inspect(tmp_path / "made", num=1)
+    first = next(sources.read_pairs([road.pairs]))
+    said = [message.content for part in (first.prompt, first.chosen, first.rejected) for message in part]
+    assert seen.samples == [{"source": "pairs", "text": "\n".join(said)}]
+
+
 def test_looking_changes_nothing(corpus, tmp_path):
     import shutil
 
