@@ -96,8 +96,8 @@ def _rest(file: str, codec: str, start: int) -> bytes:
     found = bytearray()
     try:
         with _opened(file, codec) as stream:
-            while start > 0:
-                start -= len(stream.read(min(start, BLOCK)))
+            while start > 0 and (before := stream.read(min(start, BLOCK))):  # it may be shorter than it was
+                start -= len(before)
             while byte := stream.read(1):
                 found += byte
     except OSError:

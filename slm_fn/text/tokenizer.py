@@ -44,10 +44,14 @@ class Tokenizer:
             fields = json.loads(text)
             hf = tokenizers.Tokenizer.from_str(text)
             self.kind = spelling.kind_of(fields)
+            # Survives neither JSON nor pickle in the library, and every road into this class passes here.
+            hf.encode_special_tokens = True
+            controls = [token.content for token in hf.get_added_tokens_decoder().values() if token.special]
+            spelt = next((control for control in controls if spelling.spells(self.kind, hf, control)), None)
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"{name} is not a tokenizer.json that can be used: {error}") from None
-        # Survives neither JSON nor pickle in the library, and every road into this class passes here.
-        hf.encode_special_tokens = True
+        if spelt is not None:
+            raise ValueError(f"{name}: plain text would become the control token {spelt!r}; name it otherwise")
         hf.no_truncation()
         hf.no_padding()
         added = hf.get_added_tokens_decoder()
@@ -55,9 +59,6 @@ class Tokenizer:
         self._added = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
         self._added |= {i: "\ufffd".encode() for i, token in added.items() if token.content == spelling.UNKNOWN}
         self._specials = {token.content: i for i, token in sorted(added.items()) if token.special}
-        spelt = next((name for name in self._specials if spelling.spells(self.kind, hf, name)), None)
-        if spelt is not None:
-            raise ValueError(f"{name}: plain text would become the control token {spelt!r}; name it otherwise")
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:

@@ -228,3 +228,10 @@ def test_what_a_name_says() -> None:
     assert formats.kind("a.parquet.gz") == ("parquet", "gzip")
     assert formats.kind("a.json") is formats.kind("a.gz") is formats.kind("txt") is None
     assert formats.shown("a\nb\udcff") == "a\\nb\\udcff"
+
+
+def test_a_broken_file_that_has_become_shorter_ends(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"")[:-4])
+    assert formats._rest(str(tmp_path / "a.txt.gz"), "gzip", 100) == b""
+    (tmp_path / "b.txt").write_bytes(b"")
+    assert formats._rest(str(tmp_path / "b.txt"), "", 100) == b""

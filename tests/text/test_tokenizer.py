@@ -134,3 +134,12 @@ def test_a_file_whose_merges_make_a_control_token_is_refused() -> None:
     theirs.add_special_tokens(["the"])
     with pytest.raises(ValueError, match="plain text would become the control token 'the'"):
         Tokenizer.from_json(theirs.to_str())
+
+
+def test_a_vocabulary_that_cannot_encode_its_control_tokens_is_told_in_one_line() -> None:
+    theirs = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", -1.0)], unk_id=None, byte_fallback=True))
+    steps = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    theirs.decoder = tokenizers.decoders.Sequence(steps)
+    theirs.add_special_tokens(["<s>"])
+    with pytest.raises(ValueError, match=r"not a tokenizer\.json that can be used: .*unk_id"):
+        Tokenizer.from_json(theirs.to_str())
