@@ -82,10 +82,7 @@ def rows(
         >>> list(rows("json", data_files=str(path), skip=1))
         [{'text': 'two'}]
     """
-    if data_files is None and os.path.exists(hub_id):
-        raise ValueError(f"{hub_id} is a path here too, and would be read in place of the hub's; give it as a path")
-    if data_files is not None and "/" not in hub_id and hub_id not in FORMATS:
-        raise ValueError(f"{hub_id}: neither OWNER/NAME nor a format that files are read in: {', '.join(FORMATS)}")
+    _check_id(hub_id, data_files)
     at, failures, last = skip, 0, place
     if last is None or last.row > skip or last.version != version("datasets"):
         last = Place(0, {}, "")
@@ -106,6 +103,13 @@ def rows(
             failures += 1
             pause = _patience(hub_id, error, failures, retries, f"lost at row {at}", problem)
         wait(pause)
+
+
+def _check_id(hub_id: str, data_files: str | Sequence[str] | None) -> None:
+    if data_files is None and os.path.exists(hub_id):
+        raise ValueError(f"{hub_id} is a path here too, and would be read in place of the hub's; give it as a path")
+    if data_files is not None and "/" not in hub_id and hub_id not in FORMATS:
+        raise ValueError(f"{hub_id}: neither OWNER/NAME nor a format that files are read in: {', '.join(FORMATS)}")
 
 
 def commit(

@@ -177,7 +177,8 @@ def _stream(named: list[tuple[str, str]], column: str, report: _Report) -> Itera
     if empty:
         files = ", ".join(shown(file) for _, file in named[:3])
         raise ValueError(
-            f"the corpus is empty: nothing in {files}; things that could not be read: {report.count} (told above)"
+            f"the corpus is empty: nothing in {files}; things that could not be read: {report.count} (told above); "
+            f"where the text is not in the field {column!r}, name its field as the column"
             if report.count
             else f"the corpus is empty: only white space in {files}"
         )
