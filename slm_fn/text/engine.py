@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -26,6 +26,10 @@ PROBE = (
     "a_b-c(d)[e]{f}<|end|>!!!???...\n\x00\x1b\x7f\u0085\ufeff\ufffd  "
 )
 """Scripts, digits, contractions, signs, joined emoji, every kind of white space and control character."""
+
+
+RENEWED_AFTER = 1 << 29
+"""Bytes of text after which gigatoken starts with an empty memory: half a GB of English costs it some 100 MB."""
 
 
 class Flat(NamedTuple):
@@ -61,18 +65,12 @@ def choose(hf: tokenizers.Tokenizer, kind: Kind) -> Engine:
         return Engine("tokenizers", reason, plain, slow=True)
     fields = json.loads(hf.to_str())
     fields["added_tokens"] = []
+    data = json.dumps(fields)
     try:
-        backend = load_hf_json(json.dumps(fields))
+        encode = _renewed(lambda: load_hf_json(data))
     except Exception as error:  # it raises what it likes: RuntimeError for a pattern, ValueError for a model
         reason = f"gigatoken does not take this tokenizer: {str(error).partition(chr(10))[0]}"
         return Engine("tokenizers", reason, plain, slow=True)
-
-    def encode(texts: Sequence[bytes]) -> Flat:
-        if not texts:
-            return Flat(np.zeros(0, np.uint32), np.zeros(1, np.int64))
-        rows = backend.encode_batch(list(texts)).layout
-        return Flat(np.asarray(rows.content.data), np.asarray(rows.offsets.data))
-
     try:
         same = encode([PROBE.encode()]).ids.tolist() == plain([PROBE.encode()]).ids.tolist()
     except Exception as error:  # without awkward, its own dependency, it gives plain lists
@@ -82,6 +80,23 @@ def choose(hf: tokenizers.Tokenizer, kind: Kind) -> Engine:
         reason = "gigatoken gives other ids than Hugging Face tokenizers for this one"
         return Engine("tokenizers", reason, plain, slow=True)
     return Engine("gigatoken", "the same ids as Hugging Face tokenizers, many times as fast", encode)
+
+
+def _renewed(load: Callable[[], Any], most: int = RENEWED_AFTER) -> Callable[[Sequence[bytes]], Flat]:
+    """gigatoken's encoder, loaded anew after so many bytes: it remembers every different chunk, and never forgets."""
+    backend, room = load(), most
+
+    def encode(texts: Sequence[bytes]) -> Flat:
+        nonlocal backend, room
+        if not texts:
+            return Flat(np.zeros(0, np.uint32), np.zeros(1, np.int64))
+        if room <= 0:
+            backend, room = load(), most
+        room -= sum(map(len, texts))
+        rows = backend.encode_batch(list(texts)).layout
+        return Flat(np.asarray(rows.content.data), np.asarray(rows.offsets.data))
+
+    return encode
 
 
 def _through(hf: tokenizers.Tokenizer) -> Callable[[Sequence[bytes]], Flat]:

@@ -1,5 +1,6 @@
 """The fast encoder is taken where it is exact; where it is not, the reason is said and the ids are the same."""
 
+import json
 import sys
 
 import pytest
@@ -58,3 +59,19 @@ def test_words_in_place_of_characters_are_not_looked_up_in_the_table() -> None:
     theirs.decoder = tokenizers.decoders.Fuse()
     made = Tokenizer.from_json(theirs.to_str())
     assert made.encode_flat(["to be"]).ids.tolist() == made.encode("to be") == [1, 2]
+
+
+def test_an_encoder_that_is_renewed_goes_on_alike(tokenizer: Tokenizer) -> None:
+    loads: list[int] = []
+    one = tokenizer.engine.encode
+
+    def load() -> object:
+        loads.append(1)
+        from gigatoken.gigatoken_rs import load_hf_json
+
+        return load_hf_json(json.dumps(json.loads(tokenizer.to_json()) | {"added_tokens": []}))
+
+    encode = engine._renewed(load, most=100)
+    texts = [[text.encode() for text in ("to be", "é" * n, "or not")] for n in range(30)]
+    assert [encode(row).ids.tolist() for row in texts] == [one(row).ids.tolist() for row in texts]
+    assert 5 < len(loads) < 20
