@@ -102,7 +102,8 @@ def compression(num_bytes: np.ndarray, num_tokens: np.ndarray) -> Panel:
     overall = num_bytes.sum() / max(1, num_tokens.sum())
 
     def draw(ax: Axes) -> None:
-        ax.scatter(size, ratio, s=6, alpha=0.4, color=INK, linewidths=0)
+        few = len(kept) < 100
+        ax.scatter(size, ratio, s=30 if few else 6, alpha=0.8 if few else 0.4, color=INK, linewidths=0)
         ax.set_xscale("log")
         ax.set_ylim(bottom=0)
         ax.axhline(overall, color=ACCENT, linewidth=1, linestyle="--", label=f"all together: {overall:.2f}")
