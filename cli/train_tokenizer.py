@@ -72,8 +72,9 @@ def command(
         progress.counted(shown.note) as problem,
     ):
 
-        def update(read: int) -> None:
-            shown.update(min(read, total), f"{read / 1e6 / (time.monotonic() - begun):.1f} MB/s")
+        def update(read: int, pieces: int) -> None:
+            speed = f"{read / 1e6 / (time.monotonic() - begun):.1f} MB/s"
+            shown.update(min(read, total), f"{pieces:,} of {config.vocab_size:,} tokens learnt" if pieces else speed)
 
         made = tokenize.train_from_files(config, inputs, out, None if strict else problem, update, column)
     closed = patterns.closes(made.pattern) if made.pattern else ""

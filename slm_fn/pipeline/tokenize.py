@@ -13,6 +13,7 @@ import msgspec
 from slm_fn.core import random
 from slm_fn.data import sources
 from slm_fn.text import train as texts
+from slm_fn.text.bpe import Progress, unwatched
 from slm_fn.text.tokenizer import Tokenizer
 from slm_fn.text.train import TokenizerConfig
 
@@ -56,7 +57,7 @@ def estimate(paths: Iterable[Path]) -> int:
 
 
 def train_tokenizer(
-    config: TokenizerConfig, documents: Iterable[str], out: Path | str, progress: Callable[[int], None] | None = None
+    config: TokenizerConfig, documents: Iterable[str], out: Path | str, progress: Progress = unwatched
 ) -> Tokenizer:
     """Train a tokenizer on texts and save it as `tokenizer.json`.
 
@@ -73,7 +74,7 @@ def train_from_files(
     inputs: Iterable[Path],
     out: Path | str,
     problem: Callable[[str], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = unwatched,
     column: str = "text",
 ) -> Tokenizer:
     """The same from files and folders, or from the sample of them that the config asks for.

@@ -10,7 +10,7 @@ Invariant: the same documents, in any order, give the same vocabulary by every m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -24,6 +24,13 @@ from slm_fn.text.tokenizer import Tokenizer
 
 Method = Literal["fast", "heap", "basic"]
 Merge = tuple[bytes, bytes]
+Progress = Callable[[int, int], None]
+"""Is told the characters read and the pieces learnt."""
+
+
+def unwatched(read: int, pieces: int) -> None:
+    """Nobody is told."""
+
 
 SPECIALS = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 """The reserved control tokens: ids 0 to 5 of every vocabulary trained here."""
@@ -38,7 +45,7 @@ def train(
     vocab_size: int,
     specials: Sequence[str] = SPECIALS,
     min_frequency: int = 2,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = unwatched,
     method: Method = "fast",
     pattern: str = "qwen2",
 ) -> Tokenizer:
@@ -50,7 +57,7 @@ def train(
     Args:
         vocab_size: control tokens, 256 bytes and merges together.
         min_frequency: pairs seen less often are not merged.
-        progress: told the number of characters read so far, after each document.
+        progress: told the characters read so far, after each document, and then the pieces learnt, after each.
         method: `basic` is quadratic, for reading and for small corpora; `heap` and `fast` are for work.
         pattern: the split: a name of `patterns.PATTERNS` or a regular expression.
 
@@ -69,12 +76,12 @@ def train(
         made = build(found, expression, specials) if found is not None else None
         if made is not None and _occurs(made, made.vocab_size - 1, min_frequency, documents):
             return made
-        progress = None  # it has seen the documents pass
     counts = words.count(watched(documents, progress), patterns.split(expression))
     if not counts:
         raise ValueError("no text to train a tokenizer on: the corpus is empty")
     learn = merges.basic if method == "basic" else merges.heap
-    learnt = learn({tuple(c.encode()): n for c, n in counts.items()}, BYTES, num_pieces, min_frequency)
+    chunks = {tuple(chunk.encode()): count for chunk, count in counts.items()}
+    learnt = learn(chunks, BYTES, num_pieces, min_frequency, learning(counts, progress))
     return build(learnt, expression, specials)
 
 
@@ -94,14 +101,19 @@ def room(vocab_size: int, least: int, specials: Sequence[str]) -> int:
     return vocab_size - len(specials)
 
 
-def watched(documents: Iterable[str], progress: Callable[[int], None] | None) -> Iterator[str]:
+def watched(documents: Iterable[str], progress: Progress) -> Iterator[str]:
     """The documents, with the number of characters so far told after each."""
     read = 0
     for document in documents:
         yield document
         read += len(document)
-        if progress is not None:
-            progress(read)
+        progress(read, 0)
+
+
+def learning(counts: Mapping[str, int], progress: Progress) -> Callable[[int], None]:
+    """What tells of pieces learnt when chunks have been counted."""
+    read = sum(len(chunk) * count for chunk, count in counts.items())
+    return lambda pieces: progress(read, pieces)
 
 
 def build(learnt: Sequence[Merge], expression: str, specials: Sequence[str] = SPECIALS) -> Tokenizer:
@@ -142,9 +154,7 @@ def _characters(piece: bytes) -> str:
     return "".join(CHARACTER_OF[byte] for byte in piece)
 
 
-def _rust(
-    documents: Iterable[str], num_pieces: int, expression: str, progress: Callable[[int], None] | None
-) -> list[Merge] | None:
+def _rust(documents: Iterable[str], num_pieces: int, expression: str, progress: Progress) -> list[Merge] | None:
     """rustbpe's merges; None where what it tells does not say how each piece was made."""
     engine = rustbpe.Tokenizer()
     engine.train_from_iterator(

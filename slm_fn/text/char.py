@@ -5,14 +5,14 @@ Invariant: `<PAD>` is 0 and `<UNK>` is 1; a text within the alphabet comes back,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm_fn.text import alphabet, words
-from slm_fn.text.bpe import SPECIALS, watched
+from slm_fn.text.bpe import SPECIALS, Progress, unwatched, watched
 from slm_fn.text.spelling import UNKNOWN
 from slm_fn.text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ def train(
     policy: Literal["ascii", "corpus"] = "corpus",
     specials: Sequence[str] = SPECIALS,
     vocab_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = unwatched,
 ) -> Tokenizer:
     """The tokenizer of an alphabet: `<PAD>`, `<UNK>`, the characters by code point, then control tokens.
 

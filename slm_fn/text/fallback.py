@@ -9,13 +9,13 @@ Invariant: the sign `<` is always a chunk by itself, so no text can spell the to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm_fn.text import alphabet, merges, patterns, words
-from slm_fn.text.bpe import SPECIALS, Method, room, spared, watched
+from slm_fn.text.bpe import SPECIALS, Method, Progress, learning, room, spared, unwatched, watched
 from slm_fn.text.spelling import BYTE_PIECES
 from slm_fn.text.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ def train(
     vocab_size: int,
     specials: Sequence[str] = SPECIALS,
     min_frequency: int = 2,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = unwatched,
     method: Method = "fast",
     pattern: str = "qwen2",
     coverage: float = COVERAGE,
@@ -56,7 +56,9 @@ def train(
     characters = alphabet.choose(alphabet.frequencies(counts), coverage, num_pieces)
     symbols = {character: i for i, character in enumerate(characters)}
     learn = merges.basic if method == "basic" else merges.heap
-    learnt = spared(learn(_spelt(counts, symbols), characters, num_pieces, min_frequency), specials)
+    learnt = spared(
+        learn(_spelt(counts, symbols), characters, num_pieces, min_frequency, learning(counts, progress)), specials
+    )
 
     pieces = dict.fromkeys([*specials, *BYTE_PIECES, *characters, *(left + right for left, right in learnt)])
     model = models.BPE({piece: i for i, piece in enumerate(pieces)}, learnt, byte_fallback=True)

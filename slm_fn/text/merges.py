@@ -23,13 +23,18 @@ Words = Mapping[tuple[int, ...], int]
 
 
 def basic(
-    words: Words, alphabet: Sequence[Piece], num_pieces: int, min_frequency: int = 1
+    words: Words,
+    alphabet: Sequence[Piece],
+    num_pieces: int,
+    min_frequency: int = 1,
+    progress: Callable[[int], None] = lambda pieces: None,
 ) -> list[tuple[Piece, Piece]]:
     """Learn merges the plain way: count all pairs, merge the best one everywhere, repeat. Quadratic, and readable.
 
     Args:
         num_pieces: stop when there are so many, the alphabet included.
         min_frequency: pairs seen less often are not merged.
+        progress: told the number of pieces, after each merge.
 
     Example:
         >>> basic({(0, 0, 1): 2, (0, 1): 1}, ["a", "b"], num_pieces=4)
@@ -53,6 +58,7 @@ def basic(
             merged[replace(word, best, new)] += count
         words = merged
         merges[best] = None
+        progress(len(pieces))
     return [(pieces[left], pieces[right]) for left, right in merges]
 
 
@@ -85,7 +91,7 @@ def heap(
     alphabet: Sequence[Piece],
     num_pieces: int,
     min_frequency: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda pieces: None,
 ) -> list[tuple[Piece, Piece]]:
     """Learn the same merges in O(n log n) for n symbols: only what a merge touches is counted anew.
 
@@ -117,8 +123,7 @@ def heap(
         for other in row.merge(pair, _symbol(pair, pieces, symbols)):
             heapq.heappush(queue, (-row.counts[other], other))
         merges[pair] = None
-        if progress is not None:
-            progress(len(pieces))
+        progress(len(pieces))
     return [(pieces[left], pieces[right]) for left, right in merges]
 
 

@@ -5,13 +5,13 @@ Invariant: the same documents and config give the same tokenizer, whatever the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 from slm_fn.text import bpe, char, fallback, unigram
-from slm_fn.text.bpe import SPECIALS, Method
+from slm_fn.text.bpe import SPECIALS, Method, Progress
 from slm_fn.text.spelling import Kind
 from slm_fn.text.tokenizer import Tokenizer
 
@@ -37,14 +37,12 @@ class TokenizerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alphabet: Literal["ascii", "corpus"] = "corpus"
 
 
-def train(
-    config: TokenizerConfig, documents: Iterable[str], progress: Callable[[int], None] | None = None
-) -> Tokenizer:
+def train(config: TokenizerConfig, documents: Iterable[str], progress: Progress = bpe.unwatched) -> Tokenizer:
     """Learn a tokenizer of any kind.
 
     Args:
         documents: byte-level BPE learns fastest from what can be read twice, such as a list.
-        progress: told the number of characters read so far, after each document.
+        progress: told the characters read so far, and the pieces learnt.
 
     Raises:
         ValueError: the vocabulary is too small, a control token is named twice, or there is no text.

@@ -10,13 +10,13 @@ Invariant: as with every fallback, no text can spell the token of a byte or a co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from slm_fn.text import patterns
-from slm_fn.text.bpe import SPECIALS, room, watched
+from slm_fn.text.bpe import SPECIALS, Progress, room, unwatched, watched
 from slm_fn.text.fallback import OPENING, build
 from slm_fn.text.spelling import BYTE_PIECES
 from slm_fn.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ def train(
     documents: Iterable[str],
     vocab_size: int,
     specials: Sequence[str] = SPECIALS,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = unwatched,
     pattern: str = "qwen2",
     iterations: int = 2,
     shrink: float = 0.75,

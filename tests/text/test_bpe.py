@@ -49,9 +49,11 @@ def test_merges_stop_where_qwen2_splits(text: str, split: list[str]) -> None:
 
 
 def test_progress_counts_characters() -> None:
-    seen: list[int] = []
-    bpe.train(["abc", "de"], 262, progress=seen.append)
-    assert seen == [3, 5]
+    seen: list[tuple[int, int]] = []
+    bpe.train(["abc", "de"], 262, progress=lambda *told: seen.append(told), method="heap")
+    assert seen == [(3, 0), (5, 0)]
+    bpe.train(["ab ab"], 263, progress=lambda *told: seen.append(told), method="heap")
+    assert seen[2:] == [(5, 0), (5, 257)]
 
 
 def test_bad_settings_are_said_plainly() -> None:
