@@ -38,7 +38,7 @@ def held_out(text: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * (1 << 56)
 
 
-class Rule(NamedTuple):
+class HeldOut(NamedTuple):
     """What is held out: the documents named, or where none is a share of the text, by document or by block."""
 
     fraction: float = 0.0
@@ -62,11 +62,11 @@ class Plan(NamedTuple):
     last: Last
 
 
-def plan(rule: Rule, last: Last, pieces: Sequence[Document]) -> Plan:
+def plan(rule: HeldOut, last: Last, pieces: Sequence[Document]) -> Plan:
     """Where pieces go that follow `last`.
 
     Example:
-        >>> found = plan(Rule(), Last(), [Document("a", "x"), Document("a", "y", 1), Document("b", "z")])
+        >>> found = plan(HeldOut(), Last(), [Document("a", "x"), Document("a", "y", 1), Document("b", "z")])
         >>> found.starts.tolist(), found.is_val.tolist()
         ([True, False, True], [False, False, False])
     """

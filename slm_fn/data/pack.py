@@ -25,7 +25,7 @@ import numpy as np
 from slm_fn.core import files
 from slm_fn.data import holdout, packing
 from slm_fn.data.encode import Encode, EncodeFlat
-from slm_fn.data.holdout import Rule, SplitBy
+from slm_fn.data.holdout import HeldOut, SplitBy
 from slm_fn.data.packing import Progress
 from slm_fn.data.shards import SPLITS, Shard
 from slm_fn.data.sources import Document
@@ -110,7 +110,7 @@ def pack(
             f"val_fraction {val_fraction} within 0 and 1"
         )
     out = _place(Path(out).resolve())
-    rule, dtype = Rule(val_fraction, frozenset(val_names), split_by), "uint16" if vocab_size <= 1 << 16 else "uint32"
+    rule, dtype = HeldOut(val_fraction, frozenset(val_names), split_by), "uint16" if vocab_size <= 1 << 16 else "uint32"
     settings = (FORMAT_VERSION, fingerprint, eos, seq_len, shard_size, val_fraction, sorted(rule.names), split_by)
     job = inputs and hashlib.sha256(repr((inputs, settings)).encode()).hexdigest()
     pieces = holdout.blocks(documents) if split_by == "block" else documents

@@ -17,7 +17,7 @@ import numpy as np
 
 from slm_fn.data import holdout, shards
 from slm_fn.data.encode import Batch, Encode, encoded
-from slm_fn.data.holdout import Rule
+from slm_fn.data.holdout import HeldOut
 from slm_fn.data.shards import SPLITS, Journal, Writer
 from slm_fn.data.sources import Document
 
@@ -37,7 +37,7 @@ def write(
     work: Path,
     pieces: Iterable[Document],
     encode: Encode,
-    rule: Rule,
+    rule: HeldOut,
     eos: int,
     shard_size: int,
     workers: int,
@@ -66,7 +66,7 @@ def write(
 class _Shelf:
     """Both splits being written, and the journal of them; used by one thread."""
 
-    def __init__(self, work: Path, journal: Journal, rule: Rule, eos: int, dtype: str, shard_size: int) -> None:
+    def __init__(self, work: Path, journal: Journal, rule: HeldOut, eos: int, dtype: str, shard_size: int) -> None:
         self.work, self.journal, self.rule, self.eos = work, journal, rule, eos
         self.pieces, self.last, self.found = journal.pieces, journal.last, set(journal.found)
         self.halfway = False

@@ -109,6 +109,11 @@ def _pack(
     inputs: str = "",
     progress: Callable[[packs.Progress], None] | None = None,
 ) -> packs.PackInfo:
+    if tokenizer.dropout:
+        raise ValueError(
+            f"the tokenizer drops merges at random (dropout {tokenizer.dropout:g}), and no two packs would be alike; "
+            "set dropout to null in its JSON"
+        )
     if tokenizer.engine.slow:
         note(f"encoding with {tokenizer.engine.name}, which is slower (--workers may help): {tokenizer.engine.reason}")
     info = packs.pack(

@@ -145,6 +145,11 @@ class Tokenizer:
         return next((expression for expression in reversed(found) if expression), None)
 
     @cached_property
+    def dropout(self) -> float:
+        """The share of merges that encoding leaves out at random, which a file from elsewhere may ask for."""
+        return float(json.loads(self._hf.to_str())["model"].get("dropout") or 0)
+
+    @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
         """The merges in their order, as bytes; none for unigram and characters."""
         model = json.loads(self._hf.to_str())["model"]

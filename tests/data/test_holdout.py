@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_fn.data import holdout
-from slm_fn.data.holdout import BLOCK, Last, Rule
+from slm_fn.data.holdout import BLOCK, HeldOut, Last
 from slm_fn.data.sources import Document
 from slm_fn.text import bpe
 
@@ -25,7 +25,7 @@ def test_adding_documents_moves_none_and_names_do_not_matter():
     few = [Document(f"a{i}", text) for i, text in enumerate(TEXTS[::3])]
     many = [Document(f"b{i}", text) for i, text in enumerate(reversed(TEXTS))]
     where = [
-        {d.text: bool(v) for d, v in zip(found, holdout.plan(Rule(0.2), Last(), found).is_val, strict=True)}
+        {d.text: bool(v) for d, v in zip(found, holdout.plan(HeldOut(0.2), Last(), found).is_val, strict=True)}
         for found in (few, many)
     ]
     assert where[0].items() <= where[1].items()
@@ -33,7 +33,7 @@ def test_adding_documents_moves_none_and_names_do_not_matter():
 
 def test_the_first_part_decides_for_a_document():
     parts = [Document("d", text, i) for i, text in enumerate(TEXTS[:50])]
-    plan = holdout.plan(Rule(0.5), Last(), parts)
+    plan = holdout.plan(HeldOut(0.5), Last(), parts)
     assert len(set(plan.is_val.tolist())) == 1
     assert plan.starts.tolist() == [True] + [False] * 49
     assert plan.last == Last("d", 49, plan.is_val[0])
@@ -41,7 +41,7 @@ def test_the_first_part_decides_for_a_document():
 
 def test_blocks_decide_for_themselves_and_a_start_token_marks_every_seam():
     parts = [Document("d", text, i) for i, text in enumerate(TEXTS[:200])]
-    plan = holdout.plan(Rule(0.3, by="block"), Last(), parts)
+    plan = holdout.plan(HeldOut(0.3, by="block"), Last(), parts)
     assert plan.is_val.tolist() == [holdout.held_out(text, 0.3) for text in TEXTS[:200]]
     seams = [True, *(a != b for a, b in zip(plan.is_val[:-1], plan.is_val[1:], strict=True))]
     assert plan.starts.tolist() == seams
@@ -50,7 +50,7 @@ def test_blocks_decide_for_themselves_and_a_start_token_marks_every_seam():
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), max_size=12), st.integers(0, 12))
 def test_a_plan_may_be_made_in_two_halves(pieces, cut):
     documents = [Document(name, f"{i % 3}", part) for i, (name, part) in enumerate(pieces)]
-    for rule in (Rule(0.5), Rule(0.5, by="block"), Rule(names=frozenset("a"))):
+    for rule in (HeldOut(0.5), HeldOut(0.5, by="block"), HeldOut(names=frozenset("a"))):
         whole = holdout.plan(rule, Last(), documents)
         first = holdout.plan(rule, Last(), documents[:cut])
         second = holdout.plan(rule, first.last, documents[cut:])
@@ -60,7 +60,7 @@ def test_a_plan_may_be_made_in_two_halves(pieces, cut):
 
 
 def test_a_part_whose_predecessor_is_missing_begins_anew():
-    plan = holdout.plan(Rule(), Last(), [Document("a", "x"), Document("a", "z", 2), Document("b", "y", 1)])
+    plan = holdout.plan(HeldOut(), Last(), [Document("a", "x"), Document("a", "z", 2), Document("b", "y", 1)])
     assert plan.starts.all()
 
 

@@ -172,3 +172,11 @@ def test_of_very_many_problems_the_first_are_told_and_all_are_counted(tokenizer,
     assert len(notes) == 102
     assert "200 more" in notes[100]
     assert "300 things" in notes[101]
+
+
+def test_a_tokenizer_that_encodes_at_random_is_refused(road, tokenizer, tmp_path):
+    fields = json.loads(tokenizer.to_json())
+    fields["model"]["dropout"] = 0.1
+    with pytest.raises(ValueError, match=r"at random \(dropout 0\.1\)"):
+        pack_files(PackConfig(), Tokenizer.from_json(json.dumps(fields)), [road.text], tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
