@@ -143,3 +143,8 @@ def test_a_vocabulary_that_cannot_encode_its_control_tokens_is_told_in_one_line(
     theirs.add_special_tokens(["<s>"])
     with pytest.raises(ValueError, match=r"not a tokenizer\.json that can be used: .*unk_id"):
         Tokenizer.from_json(theirs.to_str())
+
+
+def test_of_two_control_tokens_at_one_place_the_longer_is_meant() -> None:
+    made = bpe.train(["to be"], 270, specials=("<a>", "<a>>"))
+    assert made.encode("<a>><a>", allowed_special="all") == [made.special("<a>>"), made.special("<a>")]

@@ -44,3 +44,9 @@ def test_bad_settings_are_said_plainly() -> None:
         unigram.train(CORPUS, 200)
     with pytest.raises(ValueError, match="the corpus is empty"):
         unigram.train([], 300)
+
+
+def test_a_spelling_made_of_unknown_characters_is_no_byte_either() -> None:
+    made = unigram.train(["abab abab ab"] * 9, 290, pattern=r"\S+|\s+")  # which does not cut the spelling apart
+    assert made.decode(made.encode("<0x41>")) == "<0x41>"
+    assert made.special("<|end|>") not in made.encode("<|end|>")

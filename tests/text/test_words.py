@@ -32,3 +32,8 @@ def test_what_goes_is_the_rarest() -> None:
     assert words.drop_rarest(counts, 3) == Counter(a=9, b=3, c=3)
     assert words.drop_rarest(counts, 2) == Counter(a=9)
     assert words.drop_rarest(counts, 4) == counts
+
+
+def test_a_cut_goes_down_to_half_so_that_it_is_rare() -> None:
+    counts = words.count(["a b c d e f g h", "a b c d e f", "a b c d", "z"], str.split, most=8)
+    assert counts == Counter(a=3, b=3, c=3, d=3)
