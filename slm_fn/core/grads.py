@@ -16,8 +16,11 @@ from slm_fn.core import tree
 from slm_fn.core.types import Loss, Params, ValueAndGrad
 
 Engine = Literal["autograd", "func"]
-COUNTS = ("weight", "tokens")
-"""What a loss counts rather than averages: parts add up."""
+
+
+def is_count(name: str) -> bool:
+    """Whether an entry of aux counts rather than averages, so that parts add up: `weight`, `tokens`, `num_*`."""
+    return name in ("weight", "tokens") or name.startswith("num_")
 
 
 def value_and_grad(loss: Loss, engine: Engine = "autograd") -> ValueAndGrad:
@@ -37,24 +40,30 @@ def value_and_grad(loss: Loss, engine: Engine = "autograd") -> ValueAndGrad:
 
 
 def _autograd(loss: Loss) -> ValueAndGrad:
-    def vg(params: Params, batch: Any) -> tuple[tuple[Tensor, Any], Params]:
+    def vg(params: Params, batch: Any, scale: Tensor | None = None) -> tuple[tuple[Tensor, Any], Params]:
         flat, spec = tree.flatten(params)
         flat = [leaf.detach().requires_grad_() for leaf in flat]
         with torch.enable_grad():
             value, aux = loss(tree.unflatten(flat, spec), batch)
         # A leaf that the loss does not read has a gradient of zero, as under torch.func.
-        grads = torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(value, flat, scale, allow_unused=True, materialize_grads=True)
+        if scale is not None:
+            grads = tuple(g / scale for g in grads)
         return (value.detach(), tree.map(lambda x: x.detach(), aux)), tree.unflatten(list(grads), spec)
 
     return vg
 
 
 def _func(loss: Loss) -> ValueAndGrad:
-    grad = torch.func.grad_and_value(loss, has_aux=True)
+    def scaled(params: Params, batch: Any, scale: Tensor | None) -> tuple[Tensor, tuple[Tensor, Any]]:
+        value, aux = loss(params, batch)
+        return value if scale is None else value * scale, (value, aux)
 
-    def vg(params: Params, batch: Any) -> tuple[tuple[Tensor, Any], Params]:
-        grads, (value, aux) = grad(params, batch)
-        return (value, aux), grads
+    grad = torch.func.grad(scaled, has_aux=True)
+
+    def vg(params: Params, batch: Any, scale: Tensor | None = None) -> tuple[tuple[Tensor, Any], Params]:
+        grads, found = grad(params, batch, scale)
+        return found, grads if scale is None else tree.map(lambda g: g / scale, grads)
 
     return vg
 
@@ -63,7 +72,7 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
     """Lift `VG -> VG`: the rows of a batch in `num_micro` parts, one after another, as if taken at once.
 
     Parts are averaged by `aux["weight"]` (targets counted), so unequal masks give the gradient of the
-    whole batch, not an average of averages. Counts (`weight`, `tokens`) are summed.
+    whole batch, not an average of averages. Counts (`is_count`) are summed.
 
     Raises:
         ValueError: the rows do not divide into `num_micro` parts.
@@ -73,12 +82,12 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
         if num_micro == 1:
             return vg
 
-        def accumulated(params: Params, batch: Any) -> tuple[tuple[Tensor, Any], Params]:
+        def accumulated(params: Params, batch: Any, scale: Tensor | None = None) -> tuple[tuple[Tensor, Any], Params]:
             total = None
             for part in _split(batch, num_micro):
-                (value, aux), grads = vg(params, part)
+                (value, aux), grads = vg(params, part, scale)
                 w = aux["weight"]
-                counts = {name: aux[name] for name in COUNTS if name in aux}
+                counts = {name: x for name, x in aux.items() if is_count(name)}
                 means = {name: x for name, x in aux.items() if name not in counts}
                 row = (tree.map(lambda x, w=w: x * w, (value, means, grads)), counts)
                 total = row if total is None else tree.map(torch.add, total, row)

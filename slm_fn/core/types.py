@@ -58,10 +58,20 @@ class PairBatch(NamedTuple):
     reference: Tensor  # (B, 2) float32: the reference model's log-probability of chosen and rejected, in nats
 
 
+class Noisy(NamedTuple):
+    """A batch and one number per row from which its chance is drawn: a row's dropout is its own, wherever it is run."""
+
+    batch: Any
+    noise: Tensor  # (B,) int64
+
+
 Apply = Callable[..., tuple[Any, Any]]
-"""`(params, tokens, cache=None, *, tap, head) -> (logits or whatever head returns, cache)`."""
+"""`(params, tokens, cache=None, *, noise, tap, head) -> (logits or whatever head returns, cache)`."""
 Loss = Callable[[Params, Any], tuple[Tensor, Aux]]
-ValueAndGrad = Callable[[Params, Any], tuple[tuple[Tensor, Aux], Params]]
+Objective = Callable[[Apply], Loss]
+"""What is trained for, before it meets a model: `next_token`, `dpo(...)`, and lifts of those."""
+ValueAndGrad = Callable[..., tuple[tuple[Tensor, Aux], Params]]
+"""`(params, batch, scale=None) -> ((value, aux), grads)`; `scale` multiplies the loss on its way back and is undone."""
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 

@@ -27,6 +27,7 @@ from slm_fn.pipeline import model as models
 from slm_fn.pipeline import sft
 from slm_fn.pipeline.model import Model
 from slm_fn.pipeline.run import Outcome, train
+from slm_fn.pipeline.step import plan
 from slm_fn.text import chat
 
 ROWS = 32
@@ -58,10 +59,11 @@ def dpo(
     trials = prepare(model, held_out, note) if held_out else []
     sides = [side for pair in examples for side in (pair.chosen, pair.rejected)]
     note(pairs.told(pairs.report(sides, settings.batch_size, settings.seed)))
-    lift = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
+    objective = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
+    how = plan(model.config, objective, config.dpo.optim, settings, model.params["norm"].device)
     told = sft.digest(models.locate(init), [*data, *val])
     batch = partial(pairs.batch, pairs.collate_pairs, examples)
-    stage = sft.stage("dpo", model, config.dpo, lift, batch, _evaluator(model, trials), told)
+    stage = sft.stage("dpo", model, how, batch, _evaluator(model, trials), told)
     return train(stage, config, settings, out, resume, live)
 
 

@@ -6,7 +6,6 @@ Invariant: the vocabulary is the pack's; a config that says another is an error,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from slm_fn.config import Config
 from slm_fn.core import device as devices
 from slm_fn.core import random, tree
 from slm_fn.core.compose import pipe
-from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.core.types import Apply, Params
 from slm_fn.data import mix, stream
 from slm_fn.data import pack as packs
@@ -27,13 +25,12 @@ from slm_fn.lift.documents import isolate
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
-from slm_fn.optim import recipes
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline.model import Generation, Model
 from slm_fn.pipeline.run import Outcome, Stage, train
+from slm_fn.pipeline.step import plan
 from slm_fn.text.chat import ChatTemplate
 from slm_fn.text.tokenizer import Tokenizer
-from slm_fn.train.step import init_state, step_with
 
 
 def pretrain(
@@ -58,24 +55,16 @@ def pretrain(
     mixture, tokenizer = _open([data] if isinstance(data, str | Path) else data, weights)
     shape, settings = _shape(config.model, mixture.packs[0]), config.pretrain.train
     place = devices.resolve(device)
-    apply = devices.compute_in(devices.dtype_of(settings.precision, place))(partial(gpt.apply, shape))
-    if config.pretrain.isolate_documents:
-        apply = isolate(mixture.packs[0].info.eos)(apply)
-    tx = recipes.make(
-        config.pretrain.optim,
-        settings.total_steps,
-        gpt.matrices(shape).__contains__,
-        devices.dtype_of(settings.precision, place),
-    )
-    step = pipe(next_token, value_and_grad, accumulate(settings.accumulate), step_with(tx))(apply)
+    lift = isolate(mixture.packs[0].info.eos) if config.pretrain.isolate_documents else pipe()
+    how = plan(shape, next_token, config.pretrain.optim, settings, place, lift)
     params = tree.to_device(gpt.init(shape, random.fold_in(settings.seed, "init")), place)
     generation = Generation(sampling=config.sampling)
     stage = Stage(
         name="pretrain",
-        state=init_state(params, tx),
-        step=step,
+        state=how.begin(params),
+        step=how.step,
         batch_at=lambda position: mix.lm_batch(mixture, "train", settings.seed, position, settings.batch_size),
-        evaluate=_evaluator(apply, mixture, config, place),
+        evaluate=_evaluator(how.apply, mixture, config, place),
         sample=_sampler(shape, tokenizer, generation),
         model_files=models.describe(shape, tokenizer, generation),
         data_hash=mixture.digest,

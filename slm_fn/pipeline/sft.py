@@ -15,28 +15,24 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from slm_fn.config import Config, DpoConfig, SftConfig
+from slm_fn.config import Config
 from slm_fn.core import device as devices
 from slm_fn.core import files, random, tree
 from slm_fn.core.compose import pipe
-from slm_fn.core.grads import accumulate, value_and_grad
-from slm_fn.core.types import Apply, Loss, Params
+from slm_fn.core.types import Apply, Params
 from slm_fn.data import pairs, rows, sources
 from slm_fn.data.pairs import ChatExample
 from slm_fn.evaluate.perplexity import batch_likelihood
 from slm_fn.infer import decode
 from slm_fn.lift.documents import isolate
 from slm_fn.loss.lm import next_token
-from slm_fn.nn import gpt
-from slm_fn.optim import recipes
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline.model import Model
 from slm_fn.pipeline.run import Outcome, Stage, train
+from slm_fn.pipeline.step import Plan, plan
 from slm_fn.text import chat
 from slm_fn.text.chat import Message
 from slm_fn.train import checkpoint
-from slm_fn.train.loop import TrainConfig
-from slm_fn.train.step import init_state, step_with
 
 MOST_DROPPED = 0.05
 TOGETHER = 1024
@@ -67,17 +63,18 @@ def sft(
     conversations, held_out = gather(read, data, val, config.sft.val_fraction, lambda row: row.messages)
     examples = prepare(model, conversations, note)
     settings = config.sft.train
-    lift: Callable[[Apply], Loss] = next_token
+    lift: Callable[[Apply], Apply] = pipe()
     note(pairs.told(pairs.report(examples, settings.batch_size, settings.seed)))
     if config.sft.pack_rows:
         examples = rows.pack(examples, longest(model), settings.seed)
-        lift = pipe(isolate(model.tokenizer.special(model.generation.template.bos)), next_token)
+        lift = isolate(model.tokenizer.special(model.generation.template.bos))
         note(f"packed: {pairs.told(pairs.report(examples, settings.batch_size, settings.seed))}")
     trials = prepare(model, held_out, note) if held_out else []
-    judge = evaluator(model, in_precision(model, settings), trials, settings.batch_size)
+    how = plan(model.config, next_token, config.sft.optim, settings, model.params["norm"].device, lift)
+    judge = evaluator(model, how.apply, trials, settings.batch_size)
     told = digest(models.locate(init), [*data, *val])
     batch = partial(pairs.batch, pairs.collate, examples)
-    return train(stage("sft", model, config.sft, lift, batch, judge, told), config, settings, out, resume, live)
+    return train(stage("sft", model, how, batch, judge, told), config, settings, out, resume, live)
 
 
 def gather(
@@ -94,16 +91,10 @@ def gather(
     return split(found, fraction, prompt_of) if fraction else (found, [])
 
 
-def in_precision(model: Model, settings: TrainConfig) -> Apply:
-    """The model's `apply` in the precision it is trained in."""
-    return devices.compute_in(devices.dtype_of(settings.precision, model.params["norm"].device))(model.apply)
-
-
 def stage(
     name: str,
     model: Model,
-    section: SftConfig | DpoConfig,
-    lift: Callable[[Apply], Loss],
+    how: Plan,
     batch: Callable[[int, int, int, int], Any],
     evaluate: Callable[[Params], dict[str, float]],
     data_hash: str,
@@ -113,13 +104,11 @@ def stage(
     Args:
         batch: from the padding's id, the seed, the number of rows and the position.
     """
-    settings, pad = section.train, model.tokenizer.special("<|pad|>")
-    dtype = devices.dtype_of(settings.precision, model.params["norm"].device)
-    tx = recipes.make(section.optim, settings.total_steps, gpt.matrices(model.config).__contains__, dtype)
+    pad, settings = model.tokenizer.special("<|pad|>"), how.settings
     return Stage(
         name=name,
-        state=init_state(model.params, tx),
-        step=pipe(lift, value_and_grad, accumulate(settings.accumulate), step_with(tx))(in_precision(model, settings)),
+        state=how.begin(model.params),
+        step=how.step,
         batch_at=partial(batch, pad, settings.seed, settings.batch_size),
         evaluate=evaluate,
         sample=sampler(model),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from slm_fn.core.compose import run
-from slm_fn.core.grads import COUNTS
+from slm_fn.core.grads import is_count
 from slm_fn.core.types import Metrics, Params, Step, TrainState
 from slm_fn.optim.combine import SkipState
 from slm_fn.optim.transforms import EmaState, ScheduleState, find
@@ -32,7 +32,9 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sample_every: int = 0
     save_every: int = 0
     keep: int = 2
-    precision: str = "auto"
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    engine: Literal["auto", "eager", "compile", "graph"] = "auto"
+    remat: bool = False
     num_threads: int = 0
     max_skipped: int = 10
 
@@ -145,7 +147,7 @@ class _Meter:
         return self.progress
 
     def read(self, state: TrainState, metrics: Metrics) -> tuple[dict[str, Any], Progress]:
-        values = {name: float(value) for name, value in metrics.items() if name not in COUNTS}
+        values = {name: float(value) for name, value in metrics.items() if not is_count(name)}
         loss, now = values.pop("loss"), self.settle()
         self.smooth = loss if self.smooth != self.smooth else 0.5 * self.smooth + 0.5 * loss
         seconds, tokens = now.seconds - self.mark[0], now.tokens - self.mark[1]
