@@ -20,14 +20,26 @@ CHUNK = 512
 
 
 def token_nll(
-    weight: Float[Tensor, "V D"], hidden: Float[Tensor, "... D"], targets: Int[Tensor, ...]
+    weight: Float[Tensor, "V D"],
+    hidden: Float[Tensor, "... D"],
+    targets: Int[Tensor, ...],
+    softcap: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ...]:
     """Negative log-likelihood of each target in nats, float32, by plain cross entropy over all logits.
 
     Differentiable any number of times and forward too; keeps every logit. The oracle of the chunked form.
+
+    Args:
+        softcap: logits are bent to `softcap * tanh(logits / softcap)`; 0 leaves them (arXiv 2408.00118).
+        smoothing: this share of the target's probability is spread over the vocabulary (arXiv 1512.00567).
     """
     logits = F.linear(hidden, weight.to(hidden.dtype)).float()
-    return logits.logsumexp(-1) - logits.gather(-1, targets[..., None]).squeeze(-1)
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    lse = logits.logsumexp(-1)
+    nll = lse - logits.gather(-1, targets[..., None]).squeeze(-1)
+    return torch.lerp(nll, lse - logits.mean(-1), smoothing) if smoothing else nll
 
 
 def mean_over(total: Float[Tensor, ""], weight: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -45,19 +57,19 @@ class _ChunkedNLL(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, hidden_ND: Tensor, targets_N: Tensor, mask_N: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        weight: Tensor, hidden_ND: Tensor, targets_N: Tensor, mask_N: Tensor, softcap: float, smoothing: float
+    ) -> tuple[Tensor, ...]:
         w = weight.to(hidden_ND.dtype)
         grad_weight: Tensor | None = None
         grad_hidden, nll = [], []
         for h, t, m in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), mask_N.split(CHUNK), strict=True):
-            logits = F.linear(h, w).float()
-            lse = logits.logsumexp(-1, keepdim=True)
-            nll.append((lse - logits.gather(-1, t[:, None])).squeeze(-1))
-            # Out of place throughout: in-place accumulation fails under vmap over examples.
-            p = (logits - lse).exp() - F.one_hot(t, w.shape[0])
-            p = (p * m[:, None]).to(h.dtype)
-            grad_hidden.append(p @ w)
-            part = (p.mT @ h).to(weight.dtype)
+            nll_C, g = _with_gradient(F.linear(h, w), t[:, None], softcap, smoothing)
+            nll.append(nll_C)
+            # The mask goes to the narrow side of both products; out of place, as in-place fails under vmap.
+            m = m[:, None].to(h.dtype)
+            grad_hidden.append((g @ w) * m)
+            part = (g.mT @ (h * m)).to(weight.dtype)
             grad_weight = part if grad_weight is None else grad_weight + part
         assert grad_weight is not None
         nll_N = torch.cat(nll)
@@ -74,9 +86,27 @@ class _ChunkedNLL(torch.autograd.Function):
         if not torch.compiler.is_compiling() and any(g is not None for g in through_gradients):
             raise RuntimeError("the chunked loss can be differentiated once; take next_token(chunked=False) for more")
         if grad is None:
-            return None, None, None, None
+            return None, None, None, None, None, None
         grad_weight, grad_hidden, grad_mask = ctx.saved_tensors
-        return grad_weight * grad, grad_hidden * grad.to(grad_hidden.dtype), None, grad_mask * grad
+        return grad_weight * grad, grad_hidden * grad.to(grad_hidden.dtype), None, grad_mask * grad, None, None
+
+
+def _with_gradient(logits_CV: Tensor, t: Tensor, softcap: float, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The loss of a chunk's rows in float32, and its derivative by the logits in their dtype."""
+    z = logits_CV.float()
+    if softcap:
+        z = softcap * torch.tanh(z / softcap)
+    logp = z.log_softmax(-1)
+    logp_t = logp.gather(-1, t)
+    nll, g, g_t = -logp_t, logp.exp(), torch.expm1(logp_t)
+    if smoothing:
+        nll = torch.lerp(nll, -logp.mean(-1, keepdim=True), smoothing)
+        g, g_t = g - smoothing / g.shape[-1], g_t + smoothing * (1 - 1 / g.shape[-1])
+    if softcap:
+        bend = 1 - (z / softcap).square()
+        g, g_t = g * bend, g_t * bend.gather(-1, t)
+    # The target's entry is set last: p - 1 in half precision would lose what is left to learn of a sure token.
+    return nll.squeeze(-1), g.to(logits_CV.dtype).scatter(-1, t, g_t.to(logits_CV.dtype))
 
 
 def chunked_nll(
@@ -84,6 +114,8 @@ def chunked_nll(
     hidden: Float[Tensor, "B T D"],
     targets: Int[Tensor, "B T"],
     mask: Float[Tensor, "B T"],
+    softcap: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """`sum(mask * token_nll(...))`: the same value and first gradient, without keeping the logits.
 
@@ -93,14 +125,16 @@ def chunked_nll(
         RuntimeError: on double differentiation or forward mode, which would be wrong; take `token_nll` there.
             A second derivative inside `torch.compile` is wrong and not noticed.
     """
-    return _ChunkedNLL.apply(weight, hidden.flatten(0, 1), targets.flatten(), mask.flatten())[0]
+    rows = hidden.flatten(0, 1), targets.flatten(), mask.flatten()
+    return _ChunkedNLL.apply(weight, *rows, softcap, smoothing)[0]
 
 
-def next_token(apply: Apply, chunked: bool = True) -> Loss:
+def next_token(apply: Apply, chunked: bool = True, smoothing: float = 0.0) -> Loss:
     """Lift `apply -> Loss`: mean negative log-likelihood of the counted next tokens, in nats.
 
     Args:
         chunked: through `chunked_nll`; False takes plain cross entropy (curvature, forward mode).
+        smoothing: label smoothing; the loss is then no likelihood, while validation stays one.
 
     Example:
         >>> from slm_fn.nn import gpt
@@ -112,10 +146,11 @@ def next_token(apply: Apply, chunked: bool = True) -> Loss:
     def loss(params: Params, batch: LMBatch) -> tuple[Tensor, Aux]:
         targets, weight = batch.tokens[:, 1:], batch.mask.sum()
         if chunked:
-            head = partial(chunked_nll, targets=targets, mask=batch.mask)
+            head = partial(chunked_nll, targets=targets, mask=batch.mask, smoothing=smoothing)
             total, _ = apply(params, batch.tokens[:, :-1], head=head)
         else:
-            nll, _ = apply(params, batch.tokens[:, :-1], head=partial(token_nll, targets=targets))
+            head = partial(token_nll, targets=targets, smoothing=smoothing)
+            nll, _ = apply(params, batch.tokens[:, :-1], head=head)
             total = (nll * batch.mask).sum()
         return mean_over(total, weight), {"weight": weight}
 

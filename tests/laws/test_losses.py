@@ -31,6 +31,7 @@ def pairs(draw):
 LOSSES = {
     "next_token": (next_token(APPLY), texts),
     "next_token-plain": (next_token(APPLY, chunked=False), texts),
+    "next_token-smoothed": (next_token(APPLY, smoothing=0.1), texts),
     "next_token_from_logits": (next_token_from_logits(APPLY), texts),
     "dpo-frozen": (dpo(frozen(APPLY, REFERENCE))(APPLY), pairs),
     "dpo-recorded-nll": (dpo(recorded, beta=0.5, nll_weight=0.3)(APPLY), pairs),

@@ -144,6 +144,24 @@ def test_bf16_products_keep_a_float32_loss(gap):
     assert value * 64 % 1 != 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_bent_logits_and_smoothed_targets(gap, softcap, smoothing):
+    def oracle(weight, hidden):
+        logits = hidden @ weight.T
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        targets = GIVEN[2].flatten()
+        nll = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none", label_smoothing=smoothing)
+        return (nll * GIVEN[3].flatten()).sum()
+
+    def whole(weight, hidden):
+        return (lm.token_nll(weight, hidden, GIVEN[2], softcap=softcap, smoothing=smoothing) * GIVEN[3]).sum()
+
+    own = partial(lm.chunked_nll, targets=GIVEN[2], mask=GIVEN[3], softcap=softcap, smoothing=smoothing)
+    wanted, *of = (torch.func.grad_and_value(f, argnums=(0, 1))(*GIVEN[:2]) for f in (oracle, own, whole))
+    assert all(gap(found, wanted) <= 2e-6 for found in of)
+
+
 def test_plain_token_nll_is_cross_entropy():
     weight, hidden, targets, _ = GIVEN
     want = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none").view(B, T)
