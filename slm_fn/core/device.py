@@ -46,6 +46,29 @@ def resolve(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def of_process(device: torch.device, local_rank: int) -> tuple[torch.device, str]:
+    """Which device of its machine a process takes, by its number there, and what carries tensors between processes.
+
+    Raises:
+        ValueError: more processes on this machine than devices, or a kind that serves one process only.
+
+    Example:
+        >>> of_process(torch.device("cpu"), 3)
+        (device(type='cpu'), 'gloo')
+    """
+    if device.type == "cpu":
+        return device, "gloo"
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if local_rank >= count:
+        raise ValueError(
+            f"process {local_rank + 1} on a machine with {count} {device.type} devices; "
+            f"start torchrun with --nproc-per-node {count}, or take --device cpu"
+        )
+    device = torch.device(device.type, local_rank)
+    torch.cuda.set_device(device)
+    return device, "cpu:gloo,cuda:nccl"
+
+
 def precision(device: torch.device) -> torch.dtype:
     """The dtype to multiply matrices in: bf16 where the hardware multiplies it natively, else float32.
 

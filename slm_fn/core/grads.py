@@ -71,11 +71,9 @@ def _func(loss: Loss) -> ValueAndGrad:
 def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
     """Lift `VG -> VG`: the rows of a batch in `num_micro` parts, one after another, as if taken at once.
 
-    Parts are averaged by `aux["weight"]` (targets counted), so unequal masks give the gradient of the
-    whole batch, not an average of averages. Counts (`is_count`) are summed.
-
-    Raises:
-        ValueError: the rows do not divide into `num_micro` parts.
+    Parts are averaged by `aux["weight"]` (targets counted), so unequal masks and unequal parts give the gradient of
+    the whole batch, not an average of averages. Counts (`is_count`) are summed. Of fewer rows than `num_micro` each is
+    a part: among several processes one may have a row less than another.
     """
 
     def lift(vg: ValueAndGrad) -> ValueAndGrad:
@@ -103,10 +101,9 @@ def accumulate(num_micro: int) -> Callable[[ValueAndGrad], ValueAndGrad]:
 
 def _split(batch: Any, n: int) -> list[Any]:
     rows = tree.leaves(batch)[0].shape[0]
-    if rows % n:
-        raise ValueError(f"accumulate: {rows} rows do not divide into {n} parts")
-    size = rows // n
-    return [tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch) for i in range(n)]
+    n = max(1, min(n, rows))
+    ends = [rows * i // n for i in range(n + 1)]
+    return [tree.map(lambda x, i=i: x[ends[i] : ends[i + 1]], batch) for i in range(n)]
 
 
 def per_example(loss: Loss) -> Callable[[Params, Any], Params]:

@@ -7,6 +7,8 @@ is mended here. Dict order is insertion order; `None` is a leaf, so trees are sp
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from functools import reduce
 from typing import Any
 
 import torch
@@ -127,7 +129,17 @@ def global_norm(tree: Any) -> Tensor:
         >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         tensor(5.)
     """
-    return torch.stack([leaf.float().square().sum() for leaf in leaves(tree)]).sum().sqrt()
+    squares = [leaf.float().square().sum() for leaf in leaves(tree)]
+    if any(hasattr(square, "full_tensor") for square in squares):
+        # The parts of sharded leaves wait for each other once, not leaf by leaf.
+        return whole(reduce(torch.add, squares)).sqrt()
+    return torch.stack(squares).sum().sqrt()
+
+
+def whole(leaf: Tensor) -> Tensor:
+    """A sharded leaf (DTensor) gathered from all processes, which all have to ask; any other leaf as it is."""
+    # By name: importing DTensor takes as long as half of torch, and most programs never meet one.
+    return leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:

@@ -128,7 +128,7 @@ def lm_batch(
     """The batch at a position, at the same cost wherever that is; every target counts.
 
     Raises:
-        ValueError: a pack's split is shorter than one window, or the rows do not divide among the ranks.
+        ValueError: a pack's split is shorter than one window, or there are fewer rows than ranks.
     """
     if len(mixture.packs) == 1:
         return stream.lm_batch(mixture.packs[0], split, seed, position, batch_size, rank, world_size)

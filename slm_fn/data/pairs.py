@@ -178,7 +178,7 @@ def batch(
     """The batch at a position, of conversations or pairs: each once per epoch, in an order of its own for each.
 
     Raises:
-        ValueError: no examples, no rows, or rows that do not divide among the ranks.
+        ValueError: no examples, or fewer rows than ranks.
     """
     rows = places(seed, position, batch_size, len(examples), rank, world_size)
     return collate([examples[i] for _, i in rows], pad)

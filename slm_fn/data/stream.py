@@ -35,10 +35,10 @@ def places(
 
     Args:
         position: the number of the batch, from 0. Batches may straddle two epochs.
-        batch_size: rows of the whole batch, of which each rank gets an equal, contiguous part.
+        batch_size: rows of the whole batch, of which each rank gets a contiguous part.
 
     Raises:
-        ValueError: no items, no rows, or rows that do not divide among the ranks.
+        ValueError: no items, or fewer rows than ranks.
 
     Example:
         >>> sorted(item for k in range(2) for _, item in places(0, k, batch_size=3, size=6))
@@ -51,16 +51,21 @@ def places(
 def share(position: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
     """The first row of a rank's part of a batch, counted from the beginning of the run, and how many it has.
 
+    Where the rows do not divide, some ranks have one more than others.
+
     Raises:
-        ValueError: no rows, or rows that do not divide among the ranks.
+        ValueError: fewer rows than ranks.
+
+    Example:
+        >>> [share(10, 5, rank, 2) for rank in (0, 1)]
+        [(50, 2), (52, 3)]
     """
-    if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+    if batch_size < world_size or not 0 <= rank < world_size:
         raise ValueError(
-            f"cannot draw rank {rank} of {world_size}'s part of {batch_size} rows: there must be at least one, and "
-            "they must divide among the ranks"
+            f"cannot draw rank {rank} of {world_size}'s part of {batch_size} rows: there must be at least one for each"
         )
-    rows = batch_size // world_size
-    return position * batch_size + rank * rows, rows
+    begin, end = (batch_size * r // world_size for r in (rank, rank + 1))
+    return position * batch_size + begin, end - begin
 
 
 def visits(seed: Key, first: int, rows: int, size: int) -> list[tuple[int, np.ndarray]]:
@@ -91,7 +96,7 @@ def lm_batch(
     """The batch at a position, at the same cost wherever that is; every target counts.
 
     Raises:
-        ValueError: the split is shorter than one window, or the rows do not divide among the ranks.
+        ValueError: the split is shorter than one window, or there are fewer rows than ranks.
     """
     first, num_rows = share(position, batch_size, rank, world_size)
     return as_batch(windows(pack, split, seed, first, num_rows))

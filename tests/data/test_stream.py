@@ -86,7 +86,7 @@ def test_batches_may_straddle_epochs(numbered: packs.Pack) -> None:
     assert torch.equal(rows, singles[:130])
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_together_are_one(numbered: packs.Pack, world_size: int) -> None:
     for k in (0, 20):
         whole = stream.lm_batch(numbered, "train", 1, k, 6)
@@ -168,8 +168,8 @@ def test_a_hundred_billion_tokens_are_reached_in_under_a_millisecond() -> None:
 
 def test_bad_requests_are_said_plainly(make_pack: MakePack) -> None:
     pack = make_pack(val_names=("doc-00",))
-    with pytest.raises(ValueError, match="divide among the ranks"):
-        stream.lm_batch(pack, "train", 0, 0, 5, 0, 2)
+    with pytest.raises(ValueError, match="rank 1 of 3's part of 2 rows: there must be at least one for each"):
+        stream.lm_batch(pack, "train", 0, 0, 2, 1, 3)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         stream.lm_batch(pack, "train", 0, 0, 4, 2, 2)
     short = make_pack("short", val_fraction=0.0)
