@@ -76,31 +76,6 @@ def partition(where: Where, chosen: Transform, rest: Transform) -> Transform:
     return Transform(init, update)
 
 
-class SkipState(NamedTuple):
-    """The guarded transform's state, and how many steps were skipped."""
-
-    inner: Any
-    skipped: Tensor  # () int64
-
-
-def skip_nonfinite(transform: Transform) -> Transform:
-    """Leave parameters and the inner state bitwise as they were when a gradient holds NaN or infinity; count it."""
-
-    def init(params: Params) -> SkipState:
-        device = tree.leaves(params)[0].device
-        return SkipState(transform.init(params), torch.zeros((), dtype=torch.long, device=device))
-
-    def update(updates: Updates, state: SkipState, params: Params) -> tuple[Updates, SkipState]:
-        ok = torch.isfinite(tree.global_norm(updates))
-        new, inner = transform.update(updates, state.inner, params)
-        # Minus zero is the only number that, added, changes no bit of any other.
-        new = tree.map(lambda u: torch.where(ok, u, -0.0), new)
-        inner = tree.map(lambda now, before: torch.where(ok, now, before), inner, state.inner)
-        return new, SkipState(inner, state.skipped + (~ok).long())
-
-    return Transform(init, update)
-
-
 def apply_updates(params: Params, updates: Updates) -> Params:
     """`params + updates`, leaf by leaf, in the params' dtype."""
     return tree.map(lambda p, u: p + u.to(p.dtype), params, updates)

@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from slm_fn.core.types import Transform, Where
-from slm_fn.optim import combine, schedules, transforms
+from slm_fn.optim import combine, guard, schedules, transforms
 
 
 class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,4 +64,4 @@ def make(config: OptimConfig, total_steps: int, matrix: Where, dtype: torch.dtyp
         transforms.scale_by_learning_rate(make_schedule(config, total_steps)),
         *([transforms.params_ema(config.ema_decay)] if config.ema_decay else []),
     ]
-    return combine.skip_nonfinite(combine.chain(*parts))
+    return guard.skip_nonfinite(combine.chain(*parts))

@@ -14,7 +14,7 @@ import msgspec
 from slm_fn.core.compose import run
 from slm_fn.core.grads import is_count
 from slm_fn.core.types import Metrics, Params, Step, TrainState
-from slm_fn.optim.combine import SkipState
+from slm_fn.optim.guard import SkipState
 from slm_fn.optim.transforms import EmaState, ScheduleState, find
 from slm_fn.train.runlog import Display
 
@@ -36,6 +36,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Literal["auto", "eager", "compile", "graph"] = "auto"
     remat: bool = False
     num_threads: int = 0
+    sharding: Literal["replicate", "shard"] = "replicate"
     max_skipped: int = 10
 
 

@@ -10,7 +10,7 @@ from slm_fn.core.compose import pipe, run
 from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
-from slm_fn.optim import combine, recipes, schedules, transforms
+from slm_fn.optim import guard, recipes, schedules, transforms
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.train.step import init_state, step_with
 
@@ -27,7 +27,7 @@ OPTIMIZERS = {
     "muon-constant-no-decay-no-clip": recipes.make(
         RECIPE(name="muon", schedule="constant", weight_decay=0.0, clip=0.0), 20, MATRIX
     ),
-    "sgd": combine.skip_nonfinite(transforms.scale_by_learning_rate(schedules.constant(0.05))),
+    "sgd": guard.skip_nonfinite(transforms.scale_by_learning_rate(schedules.constant(0.05))),
 }
 
 

@@ -5,8 +5,7 @@ import torch
 
 from slm_fn.core import tree
 from slm_fn.core.types import Transform
-from slm_fn.optim.combine import apply_updates, chain, partition, scale, skip_nonfinite, stateless
-from slm_fn.optim.transforms import params_ema
+from slm_fn.optim.combine import apply_updates, chain, partition, scale, stateless
 
 ONES = {"a": {"w": torch.ones(2)}, "b": torch.ones(2)}
 HALVES = {"a": {"w": torch.full((2,), 0.5)}, "b": torch.ones(2)}
@@ -49,20 +48,6 @@ def test_partition_treats_each_path_by_its_own(purely, same):
 def test_a_predicate_that_chooses_nothing_or_all_is_an_error(where, chose):
     with pytest.raises(ValueError, match=rf"chose {chose} of \['a/w', 'b'\]"):
         partition(where, scale(1.0), scale(1.0)).init(ONES)
-
-
-def test_skipped_steps_are_counted_and_change_no_bit(same):
-    tx = skip_nonfinite(chain(counting(), params_ema(0.5)))
-    params = {"w": torch.tensor([0.0, -0.0, 1e-40, 3.0])}
-    start = tx.init(params)
-    updates, state = tx.update({"w": torch.tensor([0.0, torch.nan, 0.0, 0.0])}, start, params)
-    assert same(apply_updates(params, updates), params)
-    assert same(state.inner, start.inner)
-    assert state.skipped == 1
-    updates, state = tx.update({"w": torch.ones(4)}, state, params)
-    assert updates["w"].tolist() == [1, 1, 1, 1]
-    assert state.skipped == 1
-    assert state.inner[0] == 1
 
 
 def test_updates_are_added_in_the_params_dtype():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from slm_fn.core import random, tree
-from slm_fn.optim import combine, schedules, transforms
+from slm_fn.optim import combine, guard, schedules, transforms
 from slm_fn.optim.transforms import AdamState, EmaState, ScheduleState, find
 
 SHAPES = {"blocks": {"w": (3, 4, 5), "norm": (3, 4)}, "embed": (7, 4), "head": (7, 4), "norm": (4,)}
@@ -168,6 +168,6 @@ def test_the_average_starts_as_a_copy():
 
 def test_find_looks_into_every_nest():
     inner = EmaState({"w": torch.ones(1)}, torch.zeros(()))
-    state = combine.SkipState(((), (ScheduleState(torch.zeros(()), torch.zeros(())), (inner,))), torch.zeros(()))
+    state = guard.SkipState(((), (ScheduleState(torch.zeros(()), torch.zeros(())), (inner,))), torch.zeros(()))
     assert find(state, EmaState) is inner
     assert find(state, AdamState) is None
