@@ -78,7 +78,10 @@ def _line(error: Exception) -> str:
 def _fail(line: str, code: int) -> None:
     if os.environ.get("SLM_DEBUG") and sys.exc_info()[0] is not None:
         raise
-    click.echo(f"slm: {line}", err=True)
+    rank = int(os.environ.get("RANK", "0"))
+    # Of several processes that torchrun started the first speaks for all, unless it is about one of them.
+    if not (rank and type(sys.exc_info()[1]).__name__ == "Interrupted"):
+        click.echo(f"slm: {f'process {rank}: ' if rank else ''}{line}", err=True)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ Invariant: figures go to standard output, progress and notes to standard error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def report_run(done: Any, as_json: bool) -> None:
-    """Where a finished run lies and what it reached."""
+    """Where a finished run lies and what it reached; of several processes the first one tells."""
+    if int(os.environ.get("RANK", "0")):
+        return
     figures = {"step": done.progress.step, "tokens": done.progress.tokens, "seconds": round(done.progress.seconds, 1)}
     figures |= {name: round(value, 6) for name, value in done.metrics.items()}
     if as_json:

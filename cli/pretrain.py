@@ -46,6 +46,10 @@ def command(
     Example:
         slm pretrain tiny --data packed --out runs/pretrain --set pretrain.train.total_steps=200
         slm pretrain tiny --data stories=0.7 --data wiki=0.3 --out runs/mixed
+
+    \b
+    Several processes, one for each GPU; add --set pretrain.train.sharding=shard for a model too large for one:
+        torchrun --nproc-per-node 2 --max-restarts 3 -m slm_fn.cli.main pretrain base --data packed --out runs/base
     """
     from slm_fn import config as configs
     from slm_fn.pipeline.pretrain import pretrain

@@ -181,13 +181,12 @@ def place(params: Params, placements: Placements, mesh: DeviceMesh) -> Params:
     """Each rank's own part of parameters that every rank has whole; nothing is sent."""
     told: dict[Path, Sequence[Placement]] = {}
     tree.update_in(placements, lambda path, where: told.__setitem__(path, where))
+    return tree.update_in(params, lambda path, leaf: own(leaf, told[path], mesh))
 
-    def own(path: Path, leaf: Tensor) -> Tensor:
-        part = distribute_tensor(leaf, mesh, told[path], src_data_rank=None)
-        # A clone, because a slice would keep the whole leaf alive.
-        local = part.to_local().clone()
-        return DTensor.from_local(
-            local, mesh, told[path], run_check=False, shape=leaf.shape, stride=leaf.contiguous().stride()
-        )
 
-    return tree.update_in(params, own)
+def own(leaf: Tensor, placements: Sequence[Placement], mesh: DeviceMesh) -> DTensor:
+    """This rank's part of a tensor that every rank has whole."""
+    part = distribute_tensor(leaf, mesh, placements, src_data_rank=None).to_local()
+    # A clone, because a slice would keep the whole leaf alive.
+    shape, stride = leaf.shape, leaf.contiguous().stride()
+    return DTensor.from_local(part.clone(), mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from slm_fn.config import Config
-from slm_fn.core import device as devices
 from slm_fn.core import tree
 from slm_fn.core.types import Apply, Params
 from slm_fn.data import pairs, sources
@@ -26,6 +25,7 @@ from slm_fn.loss.preference import recorded
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline import sft
 from slm_fn.pipeline.model import Model
+from slm_fn.pipeline.ranks import joined
 from slm_fn.pipeline.run import Outcome, train
 from slm_fn.pipeline.step import plan
 from slm_fn.text import chat
@@ -51,20 +51,22 @@ def dpo(
         ValueError: a bad line (names it), or more than 5 % of the pairs have nothing to learn in the context.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    model = models.load(init, devices.resolve(device), dtype=torch.float32)
-    read = partial(sources.read_pairs, check=sft.check_messages)
-    rows, held_out = sft.gather(read, data, val, config.dpo.val_fraction, lambda row: row.prompt)
-    settings = config.dpo.train
-    examples = prepare(model, thin(rows, settings.total_steps * settings.batch_size), note)
-    trials = prepare(model, held_out, note) if held_out else []
-    sides = [side for pair in examples for side in (pair.chosen, pair.rejected)]
-    note(pairs.told(pairs.report(sides, settings.batch_size, settings.seed)))
-    objective = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
-    how = plan(model.config, objective, config.dpo.optim, settings, model.params["norm"].device)
-    told = sft.digest(models.locate(init), [*data, *val])
-    batch = partial(pairs.batch, pairs.collate_pairs, examples)
-    stage = sft.stage("dpo", model, how, batch, _evaluator(model, trials), told)
-    return train(stage, config, settings, out, resume, live)
+    with joined(device) as here:
+        model = models.load(init, here.device, dtype=torch.float32)
+        told = here.telling(note)
+        read = partial(sources.read_pairs, check=sft.check_messages)
+        rows, held_out = sft.gather(read, data, val, config.dpo.val_fraction, lambda row: row.prompt)
+        settings = config.dpo.train
+        examples = prepare(model, thin(rows, settings.total_steps * settings.batch_size), told)
+        trials = prepare(model, held_out, told) if held_out else []
+        sides = [side for pair in examples for side in (pair.chosen, pair.rejected)]
+        told(pairs.told(pairs.report(sides, settings.batch_size, settings.seed)))
+        objective = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
+        how = plan(model.config, objective, config.dpo.optim, settings, here.device, mesh=here.mesh)
+        batch = partial(pairs.batch, pairs.collate_pairs, examples)
+        made_of = sft.digest(models.locate(init), [*data, *val])
+        stage = sft.stage("dpo", model, how, batch, _evaluator(model, trials), made_of, here)
+        return train(stage, config, settings, out, resume, live)
 
 
 def thin(rows: Sequence[Any], most: int) -> list[Any]:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from slm_fn.config import Config
-from slm_fn.core import device as devices
 from slm_fn.core import random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.types import Apply, Params
@@ -27,6 +25,7 @@ from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline.model import Generation, Model
+from slm_fn.pipeline.ranks import Ranks, joined
 from slm_fn.pipeline.run import Outcome, Stage, train
 from slm_fn.pipeline.step import plan
 from slm_fn.text.chat import ChatTemplate
@@ -52,24 +51,30 @@ def pretrain(
             windows longer than its context.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    mixture, tokenizer = _open([data] if isinstance(data, str | Path) else data, weights)
+    with joined(device) as here:
+        mixture, tokenizer = _open([data] if isinstance(data, str | Path) else data, weights)
+        stage = _stage(config, mixture, tokenizer, here)
+        return train(stage, config, config.pretrain.train, out, resume, live)
+
+
+def _stage(config: Config, mixture: Mixture, tokenizer: Tokenizer, here: Ranks) -> Stage:
     shape, settings = _shape(config.model, mixture.packs[0]), config.pretrain.train
-    place = devices.resolve(device)
     lift = isolate(mixture.packs[0].info.eos) if config.pretrain.isolate_documents else pipe()
-    how = plan(shape, next_token, config.pretrain.optim, settings, place, lift)
-    params = tree.to_device(gpt.init(shape, random.fold_in(settings.seed, "init")), place)
+    how = plan(shape, next_token, config.pretrain.optim, settings, here.device, lift, here.mesh)
+    params = tree.to_device(gpt.init(shape, random.fold_in(settings.seed, "init")), here.device)
     generation = Generation(sampling=config.sampling)
-    stage = Stage(
+    seed, rows = settings.seed, settings.batch_size
+    return Stage(
         name="pretrain",
         state=how.begin(params),
         step=how.step,
-        batch_at=lambda position: mix.lm_batch(mixture, "train", settings.seed, position, settings.batch_size),
-        evaluate=_evaluator(how.apply, mixture, config, place),
+        batch_at=lambda position: mix.lm_batch(mixture, "train", seed, position, rows, here.rank, here.size),
+        evaluate=_evaluator(how.apply, mixture, config, here),
         sample=_sampler(shape, tokenizer, generation),
         model_files=models.describe(shape, tokenizer, generation),
         data_hash=mixture.digest,
+        here=here,
     )
-    return train(stage, config, settings, out, resume, live)
 
 
 def _open(data: Sequence[Path | str], weights: Sequence[int | float] | None) -> tuple[Mixture, Tokenizer]:
@@ -96,7 +101,7 @@ def _shape(model: ModelConfig, pack: packs.Pack) -> ModelConfig:
     return gpt.check(msgspec.structs.replace(model, vocab_size=info.vocab_size))
 
 
-def _evaluator(apply: Apply, mixture: Mixture, config: Config, device: Any) -> Callable[[Params], dict[str, float]]:
+def _evaluator(apply: Apply, mixture: Mixture, config: Config, here: Ranks) -> Callable[[Params], dict[str, float]]:
     """Loss and bits per byte on fixed held-out windows, mixed as those to train on; nothing when no pack holds any."""
     settings = config.pretrain.train
     judged = [(p, s) for p, s in zip(mixture.packs, mixture.shares, strict=True) if stream.num_windows(p, "val")]
@@ -110,8 +115,10 @@ def _evaluator(apply: Apply, mixture: Mixture, config: Config, device: Any) -> C
     bytes_per_token = sum(n * s.num_bytes / s.tokens for n, s in zip(held_out.shares, splits, strict=True))
 
     def evaluate(params: Params) -> dict[str, float]:
-        fixed = (tree.to_device(mix.lm_batch(held_out, "val", 0, i, rows), device) for i in range(batches))
-        loss = batch_likelihood(apply, params, fixed).loss_nats
+        mine = range(here.rank, batches, here.size)
+        fixed = (tree.to_device(mix.lm_batch(held_out, "val", 0, i, rows), here.device) for i in mine)
+        nats, tokens = here.sum(*batch_likelihood(apply, params, fixed))
+        loss = nats / tokens
         return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, bytes_per_token)}
 
     return evaluate

@@ -6,7 +6,7 @@ Invariant: whatever decides what happens next (stop, where to go on from) is the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -38,6 +38,10 @@ class Ranks(NamedTuple):
         """Whether this is the process that logs, shows and writes."""
         return self.rank == 0
 
+    def telling(self, note: Callable[[str], None]) -> Callable[[str], None]:
+        """What tells a person: on the first process alone."""
+        return note if self.first else lambda text: None
+
     def any(self, flag: bool) -> bool:
         """Whether it holds on any process: the same answer on all."""
         return self.sum(float(flag))[0] > 0
@@ -57,6 +61,10 @@ class Ranks(NamedTuple):
         """
         if self.sum(float(number), float(number) ** 2) != [float(number) * self.size, float(number) ** 2 * self.size]:
             raise ValueError(f"the processes found different {what}; --out must be a folder that all of them see")
+
+
+ALONE = Ranks(torch.device("cpu"))
+"""The one process there is, where nobody says otherwise."""
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from slm_fn.core import device as devices
 from slm_fn.core import files, tree
 from slm_fn.core.types import Params, Step, TrainState
 from slm_fn.data import stream
+from slm_fn.pipeline.ranks import ALONE, Ranks
 from slm_fn.train import checkpoint, runlog
 from slm_fn.train.loop import Outlets, Progress, TrainConfig, fit
 
@@ -44,6 +45,7 @@ class Stage(NamedTuple):
     model_files: Mapping[str, bytes]
     data_hash: str
     hooks: tuple[str, ...] = ()
+    here: Ranks = ALONE
 
 
 class Interrupted(Exception):
@@ -63,6 +65,8 @@ def train(
 ) -> Outcome:
     """Train a stage in a run folder to its last step, going on from the newest whole checkpoint (`auto`).
 
+    Of several processes the first alone writes, shows and samples; all read, judge, and stop together.
+
     Args:
         resume: `auto`, `never` (the folder must hold no run), or the path of a checkpoint to go on from.
 
@@ -70,11 +74,13 @@ def train(
         ValueError: the folder holds another run (its config or data differ), or `never` was asked and it holds one.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    run, digest = Path(out), configs.digest(config)
-    with runlog.display(stage.name, settings.total_steps, live) as display:
+    run, digest, here = Path(out), configs.digest(config), stage.here
+    with _display(stage, settings, live) as display:
         state, progress, info = _restore(stage, settings, digest, run, resume, display.note)
-        runlog.rewind(run, progress.step)
-        _describe_run(run, stage, config, settings, digest)
+        here.check_same(progress.step, f"checkpoints in {run}")
+        if here.first:
+            runlog.rewind(run, progress.step)
+            _describe_run(run, stage, config, settings, digest)
         device = tree.leaves(state)[0].device
         batches = stream.prefetch(
             lambda position: tree.to_device(stage.batch_at(position), device), progress.position, settings.total_steps
@@ -85,21 +91,31 @@ def train(
         def save(state: TrainState, now: Progress, metrics: dict[str, float]) -> str:
             nonlocal place
             figures.update(metrics)
-            told = _state_of(now, settings, digest, stage.data_hash, metrics)
-            place = checkpoint.save(run, state, told, stage.model_files, settings.keep)
+            place = checkpoint.folder_of(run, now.step)
+            if here.first:
+                told = _state_of(now, settings, digest, stage, metrics)
+                checkpoint.save(run, state, told, stage.model_files, settings.keep)
+            else:
+                checkpoint.attend(state)
             return str(place)
 
         def sample(params: Params, step: int) -> None:
-            for row in stage.sample(params):
+            whole = tree.map(tree.whole, params)
+            for row in stage.sample(whole) if here.first else ():
                 runlog.append(run / runlog.SAMPLES, {"step": step, **row})
                 display.note(f"step {step}: {row['prompt']!r} -> {row['text']!r}")
 
         def log(row: dict[str, Any]) -> None:
-            runlog.append(run / runlog.METRICS, row)
+            if here.first:
+                runlog.append(run / runlog.METRICS, row)
 
-        with stop_signals() as stopping, closing(batches):
-            outlets = Outlets(log, stage.evaluate, sample, save, stopping, display)
+        def evaluate(params: Params) -> dict[str, float]:
+            return stage.evaluate(tree.map(tree.whole, params))
+
+        with stop_signals() as asked, closing(batches):
+            outlets = Outlets(log, evaluate, sample, save, lambda: here.any(asked()), display)
             _, progress = fit(stage.step, state, batches, settings, progress, outlets)
+        here.check_same(progress.step, "ends")
         if progress.step < settings.total_steps:
             raise Interrupted(
                 f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; "
@@ -108,13 +124,19 @@ def train(
     return Outcome(place, progress, figures)
 
 
+def _display(stage: Stage, settings: TrainConfig, live: bool | None) -> runlog.Display:
+    if stage.here.first:
+        return runlog.display(stage.name, settings.total_steps, live)
+    return runlog.Plain(stage.name, settings.total_steps, write=lambda line: None)
+
+
 def _restore(
     stage: Stage, settings: TrainConfig, digest: str, run: Path, resume: str, note: Callable[[str], None]
 ) -> tuple[TrainState, Progress, checkpoint.State | None]:
     root = run / "checkpoints"
     if resume == "never" and checkpoint.steps(root):
         raise ValueError(f"{run}: holds a run already, and --resume never was asked; choose another --out or delete it")
-    if root.is_dir():
+    if root.is_dir() and stage.here.first:
         files.sweep(root)
     place, passed = (Path(resume), []) if resume not in ("auto", "never") else checkpoint.newest(run)
     for line in passed:
@@ -132,23 +154,28 @@ def _restore(
         raise ValueError(
             f"{run}: was trained on other data; choose another --out, or hand it the data it was begun with"
         )
-    _same_machine(info, settings, note)
+    _same_machine(info, settings, stage.here, note)
     state, info = checkpoint.load(place, stage.state)
     note(f"going on from {place}")
     return state, Progress(info.step, info.position, info.tokens, info.seconds, info.best), info
 
 
-def _same_machine(info: checkpoint.State, settings: TrainConfig, note: Callable[[str], None]) -> None:
+def _same_machine(info: checkpoint.State, settings: TrainConfig, here: Ranks, note: Callable[[str], None]) -> None:
     """Restore the number of threads, and say what else may change the last bits."""
     threads = devices.set_threads(settings.num_threads or info.num_threads)
-    here = (("threads", info.num_threads, threads), ("processor", info.processor, devices.processor()))
-    for name, then, now in (*here, ("torch", info.torch, checkpoint.torch_version())):
+    told = (
+        ("threads", info.num_threads, threads),
+        ("processes", info.num_processes, here.size),
+        ("processor", info.processor, devices.processor()),
+        ("torch", info.torch, checkpoint.torch_version()),
+    )
+    for name, then, now in told:
         if then != now:
             note(f"warning: {name} was {then}, is {now}: the run goes on, but not bit for bit as if never stopped")
 
 
 def _state_of(
-    now: Progress, settings: TrainConfig, digest: str, data_hash: str, metrics: dict[str, float]
+    now: Progress, settings: TrainConfig, digest: str, stage: Stage, metrics: dict[str, float]
 ) -> checkpoint.State:
     return checkpoint.State(
         step=now.step,
@@ -160,7 +187,8 @@ def _state_of(
         processor=devices.processor(),
         torch=checkpoint.torch_version(),
         config_hash=digest,
-        data_hash=data_hash,
+        data_hash=stage.data_hash,
+        num_processes=stage.here.size,
         metrics=metrics,
         best=now.best,
     )
@@ -185,6 +213,7 @@ def _describe_run(run: Path, stage: Stage, config: Config, settings: TrainConfig
         "device": str(tree.leaves(stage.state)[0].device),
         "processor": devices.processor(),
         "num_threads": devices.set_threads(0),
+        "num_processes": stage.here.size,
         "command": sys.argv,
     }
     files.write(path, msgspec.json.format(msgspec.json.encode(told)) + b"\n")

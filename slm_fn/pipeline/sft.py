@@ -16,7 +16,6 @@ import msgspec
 import torch
 
 from slm_fn.config import Config
-from slm_fn.core import device as devices
 from slm_fn.core import files, random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.types import Apply, Params
@@ -28,6 +27,7 @@ from slm_fn.lift.documents import isolate
 from slm_fn.loss.lm import next_token
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline.model import Model
+from slm_fn.pipeline.ranks import ALONE, Ranks, joined
 from slm_fn.pipeline.run import Outcome, Stage, train
 from slm_fn.pipeline.step import Plan, plan
 from slm_fn.text import chat
@@ -58,23 +58,25 @@ def sft(
         ValueError: a bad line (names it), or more than 5 % of the conversations have nothing to learn in the context.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
-    model = models.load(init, devices.resolve(device), dtype=torch.float32)
-    read = partial(sources.read_chat, check=check_messages)
-    conversations, held_out = gather(read, data, val, config.sft.val_fraction, lambda row: row.messages)
-    examples = prepare(model, conversations, note)
-    settings = config.sft.train
-    lift: Callable[[Apply], Apply] = pipe()
-    note(pairs.told(pairs.report(examples, settings.batch_size, settings.seed)))
-    if config.sft.pack_rows:
-        examples = rows.pack(examples, longest(model), settings.seed)
-        lift = isolate(model.tokenizer.special(model.generation.template.bos))
-        note(f"packed: {pairs.told(pairs.report(examples, settings.batch_size, settings.seed))}")
-    trials = prepare(model, held_out, note) if held_out else []
-    how = plan(model.config, next_token, config.sft.optim, settings, model.params["norm"].device, lift)
-    judge = evaluator(model, how.apply, trials, settings.batch_size)
-    told = digest(models.locate(init), [*data, *val])
-    batch = partial(pairs.batch, pairs.collate, examples)
-    return train(stage("sft", model, how, batch, judge, told), config, settings, out, resume, live)
+    with joined(device) as here:
+        model = models.load(init, here.device, dtype=torch.float32)
+        told = here.telling(note)
+        read = partial(sources.read_chat, check=check_messages)
+        conversations, held_out = gather(read, data, val, config.sft.val_fraction, lambda row: row.messages)
+        examples = prepare(model, conversations, told)
+        settings = config.sft.train
+        lift: Callable[[Apply], Apply] = pipe()
+        told(pairs.told(pairs.report(examples, settings.batch_size, settings.seed)))
+        if config.sft.pack_rows:
+            examples = rows.pack(examples, longest(model), settings.seed)
+            lift = isolate(model.tokenizer.special(model.generation.template.bos))
+            told(f"packed: {pairs.told(pairs.report(examples, settings.batch_size, settings.seed))}")
+        trials = prepare(model, held_out, told) if held_out else []
+        how = plan(model.config, next_token, config.sft.optim, settings, here.device, lift, here.mesh)
+        judge = evaluator(model, how.apply, trials, settings.batch_size, here)
+        batch = partial(pairs.batch, pairs.collate, examples)
+        begun = stage("sft", model, how, batch, judge, digest(models.locate(init), [*data, *val]), here)
+        return train(begun, config, settings, out, resume, live)
 
 
 def gather(
@@ -95,25 +97,28 @@ def stage(
     name: str,
     model: Model,
     how: Plan,
-    batch: Callable[[int, int, int, int], Any],
+    batch: Callable[[int, int, int, int, int, int], Any],
     evaluate: Callable[[Params], dict[str, float]],
     data_hash: str,
+    here: Ranks = ALONE,
 ) -> Stage:
     """A fine-tuning stage: another loss and other batches make it another stage.
 
     Args:
-        batch: from the padding's id, the seed, the number of rows and the position.
+        batch: from the padding's id, the seed, the rows of a whole batch, the position, this process's number and
+            how many there are.
     """
     pad, settings = model.tokenizer.special("<|pad|>"), how.settings
     return Stage(
         name=name,
         state=how.begin(model.params),
         step=how.step,
-        batch_at=partial(batch, pad, settings.seed, settings.batch_size),
+        batch_at=lambda position: batch(pad, settings.seed, settings.batch_size, position, here.rank, here.size),
         evaluate=evaluate,
         sample=sampler(model),
         model_files=models.describe(model.config, model.tokenizer, model.generation),
         data_hash=data_hash,
+        here=here,
     )
 
 
@@ -188,7 +193,7 @@ def split(
 
 
 def evaluator(
-    model: Model, apply: Apply, examples: list[ChatExample], rows: int
+    model: Model, apply: Apply, examples: list[ChatExample], rows: int, here: Ranks = ALONE
 ) -> Callable[[Params], dict[str, float]]:
     """Loss on held-out conversations; nothing when there are none."""
     pad = model.tokenizer.special("<|pad|>")
@@ -197,9 +202,10 @@ def evaluator(
 
     def evaluate(params: Params) -> dict[str, float]:
         place = params["norm"].device
-        parts = (examples[i : i + rows] for i in range(0, len(examples), rows))
+        parts = (examples[i : i + rows] for i in range(here.rank * rows, len(examples), here.size * rows))
         batches = (tree.to_device(pairs.collate(part, pad), place) for part in parts)
-        return {"val_loss": batch_likelihood(apply, params, batches).loss_nats}
+        nats, tokens = here.sum(*batch_likelihood(apply, params, batches))
+        return {"val_loss": nats / max(1, tokens)}
 
     return evaluate
 

@@ -43,14 +43,15 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     torch: str
     config_hash: str
     data_hash: str
+    num_processes: int = 1
     metrics: dict[str, float] = {}
     best: float | None = None
     checksums: dict[str, str] = {}
 
 
 def save_tree(path: Path | str, params: Any) -> None:
-    """One safetensors file from any tree; names are paths."""
-    flat = {name: leaf.detach().contiguous().cpu() for name, leaf in tree.paths(params).items()}
+    """One safetensors file from any tree; names are paths. Sharded leaves are gathered, one at a time."""
+    flat = {name: tree.whole(leaf.detach()).contiguous().cpu() for name, leaf in tree.paths(params).items()}
     save_file(flat, str(path), metadata={"format": "pt"})
 
 
@@ -69,7 +70,16 @@ def load_tree(path: Path | str, like: Any) -> Any:
     _compare(str(path), flat, tree.paths(like))
     # Cloned: safetensors hands out tensors at 4-byte alignment, where a float32 product rounds differently.
     # A path that repeats a tensor is fine here: every leaf becomes its own.
-    return tree.from_paths(like, {name: flat[name].to(leaf.device).clone() for name, leaf in tree.paths(like).items()})
+    return tree.from_paths(like, {name: _settle(flat[name], leaf) for name, leaf in tree.paths(like).items()})
+
+
+def _settle(found: Tensor, like: Tensor) -> Tensor:
+    """A tensor from a file where another is: on its device, and of it the same shard."""
+    if not hasattr(like, "placements"):
+        return found.to(like.device).clone()
+    from slm_fn.lift import shard  # imports for long, and most programs never meet a shard
+
+    return shard.own(found, like.placements, like.device_mesh)
 
 
 def _compare(where: str, have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
@@ -113,12 +123,9 @@ def save(run: Path | str, state: TrainState, info: State, model_files: Mapping[s
         raise OSError(
             f"{place}: {need >> 20} MiB needed for a checkpoint, {free >> 20} MiB free; make room or lower train.keep"
         )
-    ema = find(state.opt_state, EmaState)
     with files.folder(place) as out:
-        save_tree(out / WEIGHTS, state.params)
-        save_tree(out / TRAIN_STATE, {"opt_state": state.opt_state, "step": state.step})
-        if ema is not None:
-            save_tree(out / AVERAGED, ema.average)
+        for name, part in _parts(state).items():
+            save_tree(out / name, part)
         for name, data in model_files.items():
             (out / name).write_bytes(data)
         checksums = {file.name: files.checksum(file) for file in sorted(out.iterdir())}
@@ -130,6 +137,22 @@ def save(run: Path | str, state: TrainState, info: State, model_files: Mapping[s
         files.write(place.parent / "best", place.name)
     _drop_old(place.parent, keep)
     return place
+
+
+def attend(state: TrainState) -> None:
+    """What the other processes do while the first one saves: give it their parts of sharded leaves, in the same order.
+
+    The files hold whole tensors, so that a checkpoint loads on any number of processes.
+    """
+    for part in _parts(state).values():
+        for leaf in tree.leaves(part):
+            tree.whole(leaf.detach())
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    ema = find(state.opt_state, EmaState)
+    parts = {WEIGHTS: state.params, TRAIN_STATE: {"opt_state": state.opt_state, "step": state.step}}
+    return parts if ema is None else {**parts, AVERAGED: ema.average}
 
 
 def _drop_old(root: Path, keep: int) -> None:
