@@ -1,4 +1,4 @@
-"""Layers without state: linear (open by leaf kind), embed, rms_norm.
+"""Layers without state: linear (open by leaf kind), affine, logits, embed, rms_norm, layer_norm.
 
 Invariant: the activations' dtype rules; a weight is cast to it at use and its gradient comes back in its own.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,6 +34,18 @@ def _dense(weight: Tensor, x: Tensor) -> Tensor:
     return F.linear(x, weight.to(x.dtype))
 
 
+def affine(params: dict[str, Any], name: str, x: Tensor) -> Tensor:
+    """`linear(params[name], x)`, and the bias added where there is one: `<name>_bias`."""
+    y, bias = linear(params[name], x), params.get(f"{name}_bias")
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def logits(weight: Any, hidden: Tensor, softcap: float = 0.0) -> Tensor:
+    """The head that makes logits, bent to `softcap * tanh(logits / softcap)` where a cap is set (arXiv 2408.00118)."""
+    out = linear(weight, hidden)
+    return softcap * torch.tanh(out / softcap) if softcap else out
+
+
 def embed(weight: Float[Tensor, "V D"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
     """Rows of the embedding matrix."""
     return F.embedding(tokens, weight)
@@ -44,3 +57,13 @@ def rms_norm(gain: Float[Tensor, " D"], x: Float[Tensor, "... D"], eps: float) -
     References: arXiv 1910.07467.
     """
     return F.rms_norm(x, (x.shape[-1],), gain.to(x.dtype), eps)
+
+
+def layer_norm(
+    gain: Float[Tensor, " D"], bias: Float[Tensor, " D"] | None, x: Float[Tensor, "... D"], eps: float
+) -> Float[Tensor, "... D"]:
+    """`(x - mean(x)) / sqrt(var(x) + eps) * gain + bias` over the last axis.
+
+    References: arXiv 1607.06450.
+    """
+    return F.layer_norm(x, (x.shape[-1],), gain.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)

@@ -1,24 +1,118 @@
-"""SwiGLU against its formula, one place at a time."""
+"""Feed-forwards against their formulas, one place at a time; the dual one against a loop over tokens."""
 
+import math
+
+import pytest
 import torch
 
 from slm_fn.core import random
-from slm_fn.nn.ffn import swiglu
+from slm_fn.nn import ffn
+from slm_fn.nn.config import DualConfig, ModelConfig
 
-PARAMS = {
-    name: random.normal(i, shape)
-    for i, (name, shape) in enumerate({"gate": (6, 4), "up": (6, 4), "down": (4, 6)}.items())
+SHAPES = {"gate": (6, 4), "up": (6, 4), "down": (4, 6), "gate_bias": (6,), "up_bias": (6,), "down_bias": (4,)}
+
+
+def draw(key, hidden=6, bias=False):
+    shapes = {name: tuple(hidden if n == 6 else n for n in shape) for name, shape in SHAPES.items()}
+    return {
+        name: random.normal(random.fold_in(key, name), shape)
+        for name, shape in shapes.items()
+        if bias or "bias" not in name
+    }
+
+
+def gelu(x):
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+FORMULAS = {
+    "swiglu": lambda gate, up: gate * torch.sigmoid(gate) * up,
+    "geglu": lambda gate, up: gelu(gate) * up,
+    "gelu": lambda _, up: gelu(up),
+    "relu2": lambda _, up: torch.where(up > 0, up**2, 0),
 }
 
 
-def test_swiglu_is_its_formula(purely):
-    x = random.normal(9, (2, 3, 4))
-    gate, up = x @ PARAMS["gate"].T, x @ PARAMS["up"].T
-    want = (gate * torch.sigmoid(gate) * up) @ PARAMS["down"].T
-    assert torch.allclose(purely(swiglu, PARAMS, x), want, atol=1e-5)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "biases"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_each_is_its_formula(name, bias, purely):
+    params, x = draw(1, bias=bias), random.normal(9, (2, 3, 4))
+    gate, up = (x @ params[part].T + params.get(f"{part}_bias", 0) for part in ("gate", "up"))
+    want = FORMULAS[name](gate, up) @ params["down"].T + params.get("down_bias", 0)
+    got, route = purely(ffn.run, ModelConfig(ffn=name), params, x)
+    assert torch.allclose(got, want, atol=1e-5)
+    assert route is None
 
 
-def test_places_do_not_meet():
-    x = random.normal(9, (2, 3, 4))
-    alone = torch.stack([swiglu(PARAMS, x[:, t : t + 1])[:, 0] for t in range(3)], 1)
-    assert torch.allclose(swiglu(PARAMS, x), alone, atol=1e-6)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_places_do_not_meet(name):
+    params, x = draw(1), random.normal(9, (2, 3, 4))
+    alone = torch.stack([ffn.run(ModelConfig(ffn=name), params, x[:, t : t + 1])[0][:, 0] for t in range(3)], 1)
+    assert torch.allclose(ffn.run(ModelConfig(ffn=name), params, x)[0], alone, atol=1e-6)
+
+
+DUAL = {"router": 2 * random.normal(1, (2, 4)), "lite": draw(2, hidden=3), "expert": draw(3)}
+ROWS = random.normal(9, (3, 16, 4))
+
+
+def dual(training=False, x=ROWS, **options):
+    return ffn.dual(ModelConfig(ffn="dual", dual=DualConfig(**options)), DUAL, x, training)
+
+
+def by_hand(capacity, temperature=1.0):
+    """One token after another: who asks for the expert, who is let in, what comes out."""
+    out, route = torch.zeros_like(ROWS), torch.zeros(*ROWS.shape[:2], 3)
+    for b, row in enumerate(ROWS):
+        served = 0
+        for t, x in enumerate(row):
+            lite, expert = (DUAL["router"] @ x / temperature).softmax(0)
+            if expert > lite and served >= capacity:
+                route[b, t] = torch.tensor([expert, 1, 1])
+                continue
+            served += int(expert > lite)
+            path = ffn.run(ModelConfig(), DUAL["expert" if expert > lite else "lite"], x[None, None])[0][0, 0]
+            out[b, t], route[b, t] = path * max(lite, expert), torch.tensor([expert, float(expert > lite), 0])
+    return out, route
+
+
+@pytest.mark.parametrize(
+    ("training", "options", "capacity"),
+    [
+        (False, {"drop": True}, 16),  # nobody is dropped where nobody learns
+        (True, {"drop": False}, 16),
+        (True, {"drop": True, "capacity_factor": 1.0, "expert_share": 0.25}, 4),
+        (True, {"drop": True, "capacity_factor": 1.1, "expert_share": 0.25, "temperature": 0.3}, 5),
+        (True, {"drop": True, "capacity_factor": 9.0}, 16),
+    ],
+)
+def test_dual_is_what_the_loop_says(training, options, capacity, purely):
+    got, route = purely(dual, training, **options)
+    want, told = by_hand(capacity, options.get("temperature", 1.0))
+    assert torch.allclose(got, want, atol=1e-5)
+    assert torch.allclose(route, told, atol=1e-6)
+    assert route[..., 1].sum(-1).min() > 4  # the expert is asked for by more than the smallest capacity
+    assert (route[..., 2].sum() > 0) == (training and capacity < 16)
+
+
+def test_capacity_looks_back_and_never_ahead():
+    options = {"training": True, "drop": True, "expert_share": 0.25, "capacity_factor": 1.0}
+    later = torch.cat([ROWS[:, :9], random.normal(10, (3, 7, 4))], 1)
+    assert torch.equal(dual(**options)[0][:, :9], dual(x=later, **options)[0][:, :9])
+    earlier = torch.cat([random.normal(10, (3, 7, 4)), ROWS[:, 7:]], 1)
+    assert not torch.equal(dual(**options)[1][:, 7:], dual(x=earlier, **options)[1][:, 7:])
+
+
+def test_the_expert_runs_on_no_more_than_its_capacity(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ffn, "gated", lambda p, x, f: seen.append(tuple(x.shape)) or x)
+    dual(training=True, drop=True, expert_share=0.25, capacity_factor=1.0)
+    assert seen == [(3, 16, 4), (3, 4, 4)]
+
+
+def test_the_gate_learns():
+    router = DUAL["router"].clone().requires_grad_()
+    config = ModelConfig(ffn="dual", dual=DualConfig(drop=True))
+    for training in (False, True):
+        out, _ = ffn.dual(config, {**DUAL, "router": router}, ROWS, training)
+        (slope,) = torch.autograd.grad(out.square().sum(), router)
+        assert slope.abs().min() > 1e-3

@@ -8,7 +8,7 @@ import torch
 
 from slm_fn.core import tree
 from slm_fn.nn import gpt
-from slm_fn.nn.positions import rope_table
+from slm_fn.nn.positions import frequencies, rope_table
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,6 @@ def test_places_count_from_zero_in_every_segment(config, rough, batch):
     tokens = batch(config, rows=1, length=5).tokens
     gpt.apply(config, rough(config), tokens, segments=torch.tensor([[1, 1, 0, 0, 0, 2]]), lift_block=watched)
     places = torch.tensor([[0, 1, 0, 1, 2, 0]])
-    want = rope_table(places, config.head_dim, config.rope_theta, torch.float32)
+    want = rope_table(places, frequencies(config.head_dim, config.rope_theta), torch.float32)
     assert len(seen) == config.num_layers
     assert all(torch.equal(a, b) for table in seen for a, b in zip(table, want, strict=True))

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from slm_fn.core import random
-from slm_fn.nn.positions import rope_table, rotate
+from slm_fn.nn.positions import frequencies, rope_table, rotate
 
 
 def turned(x, place, theta=10_000.0):
-    return rotate(x, rope_table(torch.tensor([[place]]), x.shape[-1], theta, x.dtype))
+    return rotate(x, rope_table(torch.tensor([[place]]), frequencies(x.shape[-1], theta), x.dtype))
 
 
 @pytest.mark.parametrize("place", [0, 1, 17, 1000])
@@ -43,8 +43,8 @@ def test_angles_by_hand():
 
 def test_far_places_are_exact_in_low_precision():
     # bf16 cannot tell place 1001 from 1000; the table is computed in float32 and rounded once.
-    exact = rope_table(torch.tensor([[1000, 1001]]), 16, 10_000.0, torch.float32)
-    rounded = rope_table(torch.tensor([[1000, 1001]]), 16, 10_000.0, torch.bfloat16)
+    exact = rope_table(torch.tensor([[1000, 1001]]), frequencies(16, 10_000.0), torch.float32)
+    rounded = rope_table(torch.tensor([[1000, 1001]]), frequencies(16, 10_000.0), torch.bfloat16)
     for a, b in zip(exact, rounded, strict=True):
         assert b.dtype == torch.bfloat16
         assert (a - b.float()).abs().max() <= 2**-8
