@@ -5,10 +5,14 @@ Invariant: the only module that names a backend. Everyone else is handed a devic
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from shutil import which
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +20,7 @@ from torch import Tensor
 from slm_fn.core import tree
 from slm_fn.core.types import Apply, Params
 
+R = TypeVar("R")
 KINDS = ("auto", "cpu", "cuda", "mps")
 
 
@@ -83,16 +88,21 @@ def precision(device: torch.device) -> torch.dtype:
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """`auto`, `float32` or `bfloat16` as a dtype.
+    """`auto`, `float32`, `tf32`, `bfloat16` or `float16` as a dtype; tf32 is float32, with `allow_tf32`.
 
     Raises:
         ValueError: another name.
     """
     if name == "auto":
         return precision(device)
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"precision {name!r} is not one of auto, float32, bfloat16")
-    return getattr(torch, name)
+    if name not in ("float32", "tf32", "bfloat16", "float16"):
+        raise ValueError(f"precision {name!r} is not one of auto, float32, tf32, bfloat16, float16")
+    return torch.float32 if name == "tf32" else getattr(torch, name)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products round their factors to 10 bits, on hardware that is faster so; elsewhere nothing changes."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def compute_in(dtype: torch.dtype) -> Callable[[Apply], Apply]:
@@ -132,11 +142,101 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def lacks_for_compiling(device: torch.device) -> str:
+    """What keeps torch.compile from working on a device, or nothing."""
+    if device.type == "mps" or platform.system() == "Darwin":
+        return "compiled code gives NaN on some Macs (pytorch 171764)"
+    if device.type == "cuda":
+        return "" if find_spec("triton") else "triton is not installed"
+    compiler = os.environ.get("CXX") or next((name for name in ("g++", "c++", "clang++", "cl") if which(name)), None)
+    return "" if compiler else "there is no C++ compiler (g++ or clang++) on the path"
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether a device can record what it is told as a graph and replay it."""
+    return device.type == "cuda"
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own, as graphs want what comes before their recording; elsewhere nothing changes."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def record(device: torch.device, work: Callable[[], R]) -> Callable[[], R]:
+    """Record work that reads and writes fixed tensors, without doing it: each call of the result does it.
+
+    What the work returns lies in tensors of the graph, which the next call overwrites. Where nothing can be recorded,
+    it is the work itself.
+    """
+    if device.type != "cuda":
+        return work
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may allocate meanwhile: batches are prefetched.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work()
+
+    def replay() -> R:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def upload(batch: Any, device: torch.device) -> Any:
+    """A batch from the host on a device; from pinned memory and without waiting where that is faster."""
+    if device.type != "cuda":
+        return tree.to_device(batch, device)
+    return tree.map(lambda x: x.pin_memory().to(device, non_blocking=True), batch)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory this process has held so far, in bytes: on the device, or resident where that is the CPU.
+
+    0 where the platform does not tell. On Linux by /proc: getrusage begins a process with its parent's peak.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/self/status", encoding="utf-8") as lines:
+            return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0  # Windows does not tell
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
 def set_threads(num_threads: int) -> int:
     """Set the number of CPU threads (0 leaves it) and return what is in force; sums depend on it in their last bits."""
     if num_threads > 0 and num_threads != torch.get_num_threads():
         torch.set_num_threads(num_threads)
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep large blocks that were freed, for the next step to use again; whether it could be told.
+
+    By default glibc hands every block of some MiB back to the kernel, and the next step pays for each page anew: a
+    third of a small model's training step on a CPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False  # only glibc has it
+    limit, trim, mmap = (1 << 31) - 1, -1, -3
+    return bool(mallopt(mmap, limit // 2 + 1) and mallopt(trim, limit))
 
 
 def processor() -> str:
@@ -148,19 +248,21 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def name_of(device: torch.device) -> str:
+    """The chip's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else processor()
+
+
 def describe() -> dict[str, Any]:
     """Devices, precisions, memory in MiB and threads, as plain JSON values."""
     devices: list[dict[str, Any]] = []
     for kind in available():
         device = torch.device(kind)
-        name, memory = processor(), _host_memory_mib()
-        if kind == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            name, memory = properties.name, properties.total_memory >> 20
-        elif kind == "mps":
-            name, memory = "Apple GPU", torch.mps.recommended_max_memory() >> 20
-        dtype = str(precision(device)).removeprefix("torch.")
-        devices.append({"device": kind, "name": name, "memory_mib": memory, "precision": dtype})
+        memory = total_memory(device)
+        told = {"device": kind, "name": name_of(device), "memory_mib": None if memory is None else memory >> 20}
+        devices.append({**told, "precision": str(precision(device)).removeprefix("torch.")})
     return {
         "auto": available()[0],
         "devices": devices,
@@ -172,8 +274,13 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _host_memory_mib() -> int | None:
+def total_memory(device: torch.device) -> int | None:
+    """How much memory there is in bytes, on the device or in the machine; None where the platform does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None  # Windows has no sysconf

@@ -1,22 +1,74 @@
-"""Engines for a function: eager, or compiled by torch.compile.
+"""Engines for a function: eager, compiled, or captured as one graph whose state buffers are donated.
 
-Invariant: the function's meaning does not change; only its speed does.
+Invariant: the function's meaning does not change; only its speed does, and with `capture` who owns the state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-Engine = Literal["eager", "compile"]
+from slm_fn.core import device as devices
+from slm_fn.core import tree
+from slm_fn.core.types import Metrics, Step, TrainState
+
+Engine = Literal["eager", "compile", "graph"]
+
+PAYS_AFTER = 10 * 60.0
+"""Seconds of eager training from which compiling is worth its half minute, where it gains a tenth: on CPUs."""
+
+
+class Choice(NamedTuple):
+    """An engine, and why it was taken."""
+
+    engine: Engine
+    reason: str
+
+
+def choose(asked: str, place: torch.device, seconds: int | float = float("inf"), processes: int = 1) -> Choice:
+    """The engine for a training run: what was asked for, or by `auto` what pays here.
+
+    Args:
+        seconds: about how long the run takes in eager mode.
+        processes: ranks; a graph of one device does not hold the collectives of several.
+
+    Raises:
+        ValueError: no such engine, or this device cannot do what was asked for.
+
+    Example:
+        >>> choose("auto", torch.device("cpu"), seconds=60).engine
+        'eager'
+    """
+    if asked not in ("auto", "eager", "compile", "graph"):
+        raise ValueError(f"engine {asked!r} is not one of auto, eager, compile, graph")
+    lacking = devices.lacks_for_compiling(place)
+    if asked == "eager":
+        return Choice("eager", "as asked")
+    if asked == "graph" and not devices.can_capture(place):
+        raise ValueError(f"engine graph needs a device that replays graphs, and {place} does not; take compile or auto")
+    if asked == "graph" and processes > 1:
+        raise ValueError("engine graph is for one process; take compile or auto")
+    if asked != "auto":
+        if lacking:
+            raise ValueError(f"engine {asked} cannot compile here: {lacking}; take eager or auto")
+        return Choice("compile" if asked == "compile" else "graph", "as asked")
+    if lacking:
+        return Choice("eager", lacking)
+    if devices.can_capture(place) and processes == 1:
+        return Choice("graph", f"{place} runs a step as one launch")
+    if place.type != "cpu":
+        return Choice("compile", f"fewer launches on {place}")
+    if seconds < PAYS_AFTER:
+        return Choice("eager", "the run is too short for compiling to pay")
+    return Choice("compile", f"a run of about {seconds / 60:,.0f} minutes is worth compiling for")
 
 
 def jit(engine: Engine = "eager") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Lift `f -> f`. Put it on a block of the model rather than on the whole step: one compile serves every layer.
+    """Lift `f -> f`. Put it on a block of the model rather than on the whole: one compile serves every layer.
 
-    `compile` needs a C++ compiler on a CPU; it pays on runs longer than a few minutes.
+    `compile` needs a C++ compiler on a CPU. `graph` compiles too: `capture` then takes the step as a whole.
 
     Raises:
         ValueError: no such engine.
@@ -25,6 +77,60 @@ def jit(engine: Engine = "eager") -> Callable[[Callable[..., Any]], Callable[...
         >>> jit("eager")(abs)(-1)
         1
     """
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine {engine!r} is not one of {', '.join(get_args(Engine))}")
+    if engine not in ("eager", "compile", "graph"):
+        raise ValueError(f"engine {engine!r} is not one of eager, compile, graph")
     return (lambda f: f) if engine == "eager" else torch.compile
+
+
+def capture(step: Step, warmup: int = 3) -> Step:
+    """Lift `Step -> Step`: the whole step as one graph, recorded once for each shape of batch and then replayed.
+
+    The state is donated: it lives in buffers of the graph, and each call writes its result over the state that it was
+    handed. So keep no old state; a state that comes from elsewhere is copied in. Metrics are fresh each time.
+
+    Args:
+        warmup: calls before recording, whose results are dropped: kernels are chosen and compiled there.
+
+    References: Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs".
+    """
+    recorded: dict[Any, _Recording] = {}
+    held: list[TrainState] = []
+
+    def run(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if not held:
+            held.append(tree.map(torch.clone, state))
+        if state is not held[0]:
+            _write(held[0], state)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree.leaves(batch))
+        if shapes not in recorded:
+            recorded[shapes] = _record(step, held[0], batch, warmup)
+        graph = recorded[shapes]
+        _write(graph.batch, batch)
+        return held[0], tree.map(torch.clone, graph.replay())
+
+    return run
+
+
+class _Recording(NamedTuple):
+    replay: Callable[[], Metrics]
+    batch: Any
+
+
+def _record(step: Step, state: TrainState, batch: Any, warmup: int) -> _Recording:
+    place = tree.leaves(state)[0].device
+    batch = tree.map(torch.clone, batch)
+
+    def whole() -> Metrics:
+        after, metrics = step(state, batch)
+        _write(state, after)
+        return metrics
+
+    with devices.side_stream(place):
+        for _ in range(warmup):
+            step(state, batch)
+    return _Recording(devices.record(place, whole), batch)
+
+
+def _write(buffers: Any, values: Any) -> None:
+    for buffer, value in zip(tree.leaves(buffers), tree.leaves(values), strict=True):
+        buffer.copy_(value)

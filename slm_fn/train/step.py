@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm_fn.core import tree
 from slm_fn.core.types import Metrics, Params, Step, TrainState, Transform, ValueAndGrad
 from slm_fn.optim.combine import apply_updates
+from slm_fn.optim.guard import ScaleState
+from slm_fn.optim.transforms import find
 
 
 def init_state(params: Params, tx: Transform) -> TrainState:
@@ -21,8 +24,11 @@ def init_state(params: Params, tx: Transform) -> TrainState:
     return TrainState(params, tx.init(params), torch.zeros((), dtype=torch.long, device=device))
 
 
-def step_with(tx: Transform) -> Callable[[ValueAndGrad], Step]:
+def step_with(tx: Transform, jit: Callable[[Any], Any] = lambda f: f) -> Callable[[ValueAndGrad], Step]:
     """Lift `VG -> Step`. Metrics: loss, grad_norm, and all that the loss reports.
+
+    Args:
+        jit: lifts what follows the gradient (norm, optimizer, new parameters), a chain of many small operations.
 
     Example:
         >>> from slm_fn.core.grads import value_and_grad
@@ -35,12 +41,19 @@ def step_with(tx: Transform) -> Callable[[ValueAndGrad], Step]:
         1.0
     """
 
+    def finish(state: TrainState, grads: Params) -> tuple[TrainState, Tensor]:
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        after = TrainState(apply_updates(state.params, updates), opt_state, state.step + 1)
+        return after, tree.global_norm(grads)
+
+    finish = jit(finish)
+
     def lift(vg: ValueAndGrad) -> Step:
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-            (value, aux), grads = vg(state.params, batch)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            metrics = {"loss": value, "grad_norm": tree.global_norm(grads), **aux}
-            return TrainState(apply_updates(state.params, updates), opt_state, state.step + 1), metrics
+            scaling = find(state.opt_state, ScaleState)
+            (value, aux), grads = vg(state.params, batch, *([] if scaling is None else [scaling.scale]))
+            after, norm = finish(state, grads)
+            return after, {"loss": value, "grad_norm": norm, **aux}
 
         return step
 

@@ -1,20 +1,113 @@
-"""Engines for a function: the names are checked, and compiling changes no number."""
+"""Engines for a function: the choice says why, compiling changes no number, a captured step is the step."""
 
 import pytest
 import torch
 
-from slm_fn.core.jit import jit
+from slm_fn.core import device, tree
+from slm_fn.core.jit import PAYS_AFTER, capture, choose, jit
+from slm_fn.core.types import TrainState
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_eager_is_the_function_itself():
     assert jit("eager")(abs) is abs
 
 
-def test_compile_is_torch_compile():
-    compiled = jit("compile")(lambda x: x + 1)
+@pytest.mark.parametrize("engine", ["compile", "graph"])
+def test_compile_is_torch_compile(engine):
+    compiled = jit(engine)(lambda x: x + 1)
     assert compiled._torchdynamo_orig_callable(torch.ones(1)) == 2
 
 
 def test_an_unknown_engine_is_named(no_shape_checks):
     with pytest.raises(ValueError, match="'jax' is not one of eager, compile"):
         jit("jax")
+    with pytest.raises(ValueError, match="'jax' is not one of auto, eager, compile, graph"):
+        choose("jax", CPU)
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A machine that lacks nothing: on it the rules alone decide."""
+    monkeypatch.setattr(device, "lacks_for_compiling", lambda place: "")
+
+
+@pytest.mark.usefixtures("compiler")
+def test_auto_takes_what_pays():
+    assert choose("auto", CPU, PAYS_AFTER - 1).engine == "eager"
+    assert choose("auto", CPU, PAYS_AFTER + 1).engine == "compile"
+    assert choose("auto", GPU, 1).engine == "graph"
+    assert choose("auto", GPU, 1, processes=2).engine == "compile"
+    assert "10 minutes" in choose("auto", CPU, PAYS_AFTER + 1).reason
+
+
+def test_without_a_compiler_auto_is_eager_and_says_so(monkeypatch):
+    monkeypatch.setattr(device, "lacks_for_compiling", lambda place: "no compiler")
+    assert choose("auto", CPU) == ("eager", "no compiler")
+    with pytest.raises(ValueError, match="cannot compile here: no compiler"):
+        choose("compile", CPU)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_graph_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="cpu does not; take compile or auto"):
+        choose("graph", CPU)
+    with pytest.raises(ValueError, match="one process"):
+        choose("graph", GPU, processes=2)
+
+
+def test_a_compiler_on_the_path_is_enough(monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(device.platform, "system", lambda: "Linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C++ compiler" in device.lacks_for_compiling(CPU)
+    (tmp_path / "g++").write_text("")
+    (tmp_path / "g++").chmod(0o755)
+    assert device.lacks_for_compiling(CPU) == ""
+    monkeypatch.setattr(device.platform, "system", lambda: "Darwin")
+    assert "NaN" in device.lacks_for_compiling(CPU)
+
+
+def step(state, batch):
+    params = tree.map(lambda w: w + batch["x"].sum(), state.params)
+    return TrainState(params, (state.opt_state[0] + 1,), state.step + 1), {"loss": params["w"].sum()}
+
+
+def begin():
+    return TrainState({"w": torch.zeros(2)}, (torch.zeros(()),), torch.tensor(0))
+
+
+def batches():
+    return [{"x": torch.full((rows,), float(i))} for i, rows in enumerate([3, 3, 2, 3, 2])]
+
+
+def test_a_captured_step_is_the_step(same):
+    captured, own, donated = capture(step), begin(), begin()
+    told, wanted = [], []
+    for batch in batches():
+        own, metrics = step(own, batch)
+        donated, metrics_too = captured(donated, batch)
+        wanted.append(metrics)
+        told.append(metrics_too)
+        assert same(donated, own)
+    assert same(told, wanted)  # each call's metrics are its own
+
+
+def test_a_captured_step_writes_over_its_state_and_leaves_a_stranger_s_alone(same):
+    captured, first = capture(step), begin()
+    state, _ = captured(first, batches()[0])
+    again, _ = captured(state, batches()[1])
+    assert again is state
+    assert same(first, begin())
+    back, _ = captured(first, batches()[1])  # a restored state is copied in
+    assert same(back, step(begin(), batches()[1])[0])
+
+
+def test_one_recording_for_each_shape(monkeypatch):
+    recorded = []
+    monkeypatch.setattr(device, "record", lambda place, work: recorded.append(1) or work)
+    captured, state = capture(step), begin()
+    for batch in batches():
+        state, _ = captured(state, batch)
+    assert len(recorded) == 2
