@@ -13,7 +13,6 @@ from torch import Tensor
 
 from slm_fn.nn.config import RopeScaling
 
-
 _AS_TRAINED = RopeScaling()
 
 
