@@ -9,7 +9,10 @@ import click
 
 from slm_fn.cli.lazy import LazyGroup
 
-COMMANDS = {"tokenizer": ("bench_tokenizer", "Learning, encoding and packing, beside Hugging Face tokenizers.")}
+COMMANDS = {
+    "train": ("bench_train", "A training step, beside the machine's matmul rate and other trainers."),
+    "tokenizer": ("bench_tokenizer", "Learning, encoding and packing, beside Hugging Face tokenizers."),
+}
 
 
 @click.group("bench", cls=LazyGroup, table=COMMANDS)
@@ -18,5 +21,6 @@ def command() -> None:
 
     \b
     Example:
+        slm bench train --peer transformers
         slm bench tokenizer texts/
     """

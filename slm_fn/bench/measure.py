@@ -5,14 +5,16 @@ Invariant: contestants of one contest see the same input in the same run, so tha
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+
+from slm_fn.core.device import peak_memory
 
 
 class Measured(NamedTuple):
@@ -44,6 +46,9 @@ class Contest(NamedTuple):
 Job = tuple[Callable[..., Any], Callable[[Any], Any], tuple[Any, ...]]
 """`prepare(*arguments)` and `work(prepared)`: only the second is measured. Both are functions of a module."""
 
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function of a module and its arguments."""
+
 
 def contest(jobs: Mapping[str, Job], repeat: int, note: Callable[[str], None] = lambda line: None) -> Contest:
     """Run every job `repeat` times, round by round, each run in a new process.
@@ -51,14 +56,32 @@ def contest(jobs: Mapping[str, Job], repeat: int, note: Callable[[str], None] = 
     Args:
         note: told a line after every run.
     """
-    runs: dict[str, list[Measured]] = {name: [] for name in jobs}
+
+    def told(done: Measured) -> str:
+        return f"{done.seconds:.2f} s, {done.peak_mib:.0f} MiB more"
+
+    return Contest(rounds({name: (_run, job) for name, job in jobs.items()}, repeat, note, told))
+
+
+def rounds(
+    calls: Mapping[str, Call],
+    repeat: int,
+    note: Callable[[str], None] = lambda line: None,
+    told: Callable[[Any], str] = str,
+) -> dict[str, list[Any]]:
+    """What each call gave in each of `repeat` rounds; every call has a new process, in turn.
+
+    Args:
+        told: what the line to `note` says of a result.
+    """
+    runs: dict[str, list[Any]] = {name: [] for name in calls}
     for turn in range(repeat):
-        for name, job in jobs.items():
+        for name, (function, arguments) in calls.items():
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                done = pool.submit(_run, *job).result()
+                done = pool.submit(function, *arguments).result()
             runs[name].append(done)
-            note(f"{name}, round {turn + 1} of {repeat}: {done.seconds:.2f} s, {done.peak_mib:.0f} MiB more")
-    return Contest(runs)
+            note(f"{name}, round {turn + 1} of {repeat}: {told(done)}")
+    return runs
 
 
 def _run(prepare: Callable[..., Any], work: Callable[[Any], Any], arguments: tuple[Any, ...]) -> Measured:
@@ -70,12 +93,4 @@ def _run(prepare: Callable[..., Any], work: Callable[[Any], Any], arguments: tup
 
 
 def _peak_mib() -> float:
-    """The most that was resident so far. On Linux by /proc: getrusage begins a process with its parent's peak."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    try:
-        import resource
-    except ImportError:
-        return math.nan  # Windows does not tell
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    return peak_memory(torch.device("cpu")) / (1 << 20)

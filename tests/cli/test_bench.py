@@ -1,12 +1,14 @@
-"""`slm bench tokenizer`: the keys that scripts read, measured on a small text."""
+"""`slm bench`: the keys that scripts read, measured on something small."""
 
 import json
 
 from click.testing import CliRunner
 
-from slm_fn.cli import bench, bench_tokenizer
+from slm_fn.cli import bench, bench_tokenizer, bench_train
 
 assert bench_tokenizer.command.name == "tokenizer"
+assert bench_train.command.name == "train"
+SMALL = [f"--set=model.{key}" for key in ("dim=32", "num_layers=1", "num_heads=2", "num_kv_heads=2", "ffn_dim=64")]
 
 
 def call(*args):
@@ -35,3 +37,23 @@ def test_a_table_for_people(tmp_path):
     (tmp_path / "a.txt").write_text("the cat sat on the mat, and that was that\n" * 200)
     done = call("tokenizer", tmp_path, "--vocab-size", 280, "--repeat", 1)
     assert "train_ratio_hf" in done.stdout
+
+
+def test_train_prints_its_figures():
+    small = ("--batch-size", 2, "--context", 16, "--precision", "float32", "--repeat", 1, "--steps", 1)
+    done = call("train", *SMALL, *small, "--device", "cpu", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    rates = ("tok_per_s", "flop_per_s", "matmul_flop_per_s", "matmul_share", "peak_memory_mib", "compile_s")
+    assert all(isinstance(told[key], float) for key in rates)
+    assert (told["precision"], told["device"], told["batch_size"]) == ("float32", "cpu", 2)
+    assert told["threads"] >= 1
+    assert told["params"] == 8192 * 32 + 4 * 32**2 + 3 * 32 * 64 + 3 * 32
+    assert "peer" not in told
+    assert "round 1 of 1" in done.stderr
+
+
+def test_a_model_that_makes_no_sense_is_refused_before_anything_runs():
+    done = call("train", "--set", "model.num_heads=5")
+    assert isinstance(done.exception, ValueError)
+    assert "model.num_heads" in str(done.exception)

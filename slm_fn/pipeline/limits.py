@@ -1,0 +1,48 @@
+"""What this machine can do at most: the rate at which it multiplies matrices.
+
+Invariant: a limit is measured, in the precision and by the product that training uses; it is not read from a table.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from slm_fn.core import device as devices
+
+SIDE, SIDE_ACCELERATED = 2048, 8192
+"""Sides of the square matrices: large enough to be at the limit, small enough for some hundredths of a second."""
+
+
+def matmul_side(device: torch.device) -> int:
+    """The side of the matrices that `matmul_rate` multiplies on a device."""
+    return SIDE if device.type == "cpu" else SIDE_ACCELERATED
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 0, repeat: int = 5) -> float:
+    """Operations per second of a square matrix product, `x @ w.T` as in a linear layer: the median of some.
+
+    Args:
+        side: of the matrices; 0 takes `matmul_side`.
+
+    Example:
+        >>> matmul_rate(torch.device("cpu"), torch.float32, side=64) > 0
+        True
+    """
+    side = side or matmul_side(device)
+    x = torch.full((side, side), 0.5, dtype=dtype, device=device)
+    w = torch.full((side, side), 0.5, dtype=dtype, device=device)
+    products = 1 if device.type == "cpu" else 10  # on an accelerator one is over too soon to be timed
+    rates = []
+    for turn in range(repeat + 2):
+        devices.synchronize(device)
+        begun = time.perf_counter()
+        for _ in range(products):
+            F.linear(x, w)
+        devices.synchronize(device)
+        if turn >= 2:  # the first ones choose a kernel and fill caches
+            rates.append(2 * side**3 * products / (time.perf_counter() - begun))
+    return statistics.median(rates)
