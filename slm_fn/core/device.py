@@ -218,6 +218,28 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # On CPUs and on MPS it is a RuntimeError like any other, and cuBLAS has its own words.
+    words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the device's allocator holds and nobody uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def set_threads(num_threads: int) -> int:
     """Set the number of CPU threads (0 leaves it) and return what is in force; sums depend on it in their last bits."""
     if num_threads > 0 and num_threads != torch.get_num_threads():
