@@ -34,6 +34,9 @@ def _dense(weight: Tensor, x: Tensor) -> Tensor:
     return F.linear(x, weight.to(x.dtype))
 
 
+linear.dispatch(Tensor)  # looked up once before any trace, which would else take the lookup's memory for its own
+
+
 def affine(params: dict[str, Any], name: str, x: Tensor) -> Tensor:
     """`linear(params[name], x)`, and the bias added where there is one: `<name>_bias`."""
     y, bias = linear(params[name], x), params.get(f"{name}_bias")

@@ -3,26 +3,45 @@
 import math
 from functools import partial
 
+import msgspec
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slm_fn.core import random, tree
-from slm_fn.core.grads import remat, value_and_grad
-from slm_fn.core.types import LMBatch
+from slm_fn.core.grads import accumulate, remat, value_and_grad
+from slm_fn.core.types import LMBatch, Noisy
+from slm_fn.lift.noise import noisy
 from slm_fn.loss.lm import next_token
-from slm_fn.nn import cache, gpt
+from slm_fn.nn import cache, gpt, ops
 
 SMALL = partial(gpt.ModelConfig, vocab_size=64, dim=32, num_layers=2, num_heads=4, ffn_dim=48, context=24)
+DUAL, LINEAR = gpt.DualConfig, gpt.RopeScaling("linear", factor=2.0)
+YARN = gpt.RopeScaling("yarn", factor=4.0, beta_fast=2.0, beta_slow=0.5)
 MODELS = {
-    "gqa": SMALL(num_kv_heads=2),
-    "mqa": SMALL(num_kv_heads=1),
     "mha": SMALL(num_kv_heads=4),
-    "gqa-qk_norm": SMALL(num_kv_heads=2, qk_norm=True),
+    "gqa-none-relu2": SMALL(num_kv_heads=2, positions="none", ffn="relu2"),
     "mqa-untied": SMALL(num_kv_heads=1, tied=False),
-    "mha-untied-qk_norm": SMALL(num_kv_heads=4, tied=False, qk_norm=True),
     "one-head-one-layer": SMALL(num_heads=1, num_kv_heads=1, num_layers=1, rope_theta=500.0),
-}
+    "gpt2": SMALL(norm="layer", ffn="gelu", positions="learned", biases="all", dropout=0.2),
+    "gqa-layer-geglu-linear": SMALL(num_kv_heads=2, norm="layer", ffn="geglu", rope_scaling=LINEAR),
+    "relu2-ntk-qkv": SMALL(ffn="relu2", biases="qkv", rope_scaling=gpt.RopeScaling("ntk", 3.0)),
+    "gqa-yarn-window-qk_norm": SMALL(num_kv_heads=2, rope_scaling=YARN, window=5, qk_norm=True),
+    "gemma2": SMALL(num_kv_heads=2, ffn="geglu", window=7, attn_softcap=1.5, logit_softcap=2.0),
+    "alibi-mha": SMALL(positions="alibi", biases="all"),
+    "alibi-gqa-six-heads-window": SMALL(dim=30, num_heads=6, num_kv_heads=3, positions="alibi", window=4, dropout=0.1),
+    "alibi-softcaps-geglu": SMALL(
+        num_kv_heads=1, positions="alibi", ffn="geglu", attn_softcap=1.0, logit_softcap=2.0, tied=False
+    ),
+    "dual": SMALL(num_kv_heads=2, ffn="dual"),
+    "dual-drop-everything": SMALL(
+        num_kv_heads=1, ffn="dual", dual=DUAL(drop=True, capacity_factor=1.0, temperature=0.5, small_ratio=0.25),
+        norm="layer", positions="learned", window=6, biases="all", attn_softcap=3.0, logit_softcap=4.0, dropout=0.3,
+        qk_norm=True, tied=False,
+    ),
+}  # fmt: skip
+COMPILED = ["gpt2", "gqa-yarn-window-qk_norm", "alibi-softcaps-geglu"]  # with the block below: every option
 LENGTH = 12
 
 
@@ -33,8 +52,32 @@ def decoder(request, rough, batch):
     return config, partial(gpt.apply, config), rough(config), batch(config, rows=4, length=LENGTH - 1).tokens
 
 
-def shared_head(weight, hidden):
-    return F.linear(hidden, weight)
+def towards(direction):
+    """A head that holds its weight fixed, tied or not, and reads one number off the logits."""
+
+    def head(weight, hidden, softcap=0.0):
+        return ops.logits(weight.detach(), hidden, softcap) @ direction
+
+    return head
+
+
+def reach(config):
+    """How many places each query sees through all layers."""
+    return config.num_layers * (config.window - 1) + 1 if config.window else config.context
+
+
+def telling(found):
+    """`(value and aux, gradients)` less those that are zero but for rounding: of a shift that all keys share."""
+    told, grads = found
+    grads = tree.paths(grads)
+    for path in [path for path in grads if path.endswith("/k_bias") and grads[path].abs().max() < 1e-7]:
+        del grads[path]
+    return told, grads
+
+
+def noise_of(config, rows=4):
+    """What training adds to the call, if this model trains otherwise than it infers."""
+    return {"noise": random.row_noise(5, first_row=8, num_rows=rows)} if gpt.is_noisy(config) else {}
 
 
 @pytest.mark.parametrize("parts", [(LENGTH,), (7, 5), (3, 4, 1, 1, 3), (1,) * LENGTH], ids=str)
@@ -74,38 +117,44 @@ def test_forked_and_freed_rows_go_on_as_their_own(decoder):
     assert (logits - full[:, :3]).abs().max() <= 1e-4
 
 
-def test_the_future_has_gradient_zero(decoder):
+@pytest.mark.parametrize("training", [False, True], ids=["", "training"])
+def test_the_future_has_gradient_zero_and_so_has_what_lies_before_the_window(decoder, training):
     config, apply, params, _ = decoder
+    mode = noise_of(config, rows=1) if training else {}
     tokens = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(0))[None, :LENGTH]
     direction = random.normal(1, (config.vocab_size,))
 
     def read(embedding):
-        # Tokens differ, so an embedding row is one place; the head is held fixed, tied or not.
-        head = lambda weight, hidden: F.linear(hidden, weight.detach()) @ direction  # noqa: E731
-        return apply({**params, "embed": embedding}, tokens, head=head)[0][0]
+        # Tokens differ, so an embedding row is one place.
+        return apply({**params, "embed": embedding}, tokens, head=towards(direction), **mode)[0][0]
 
     jacobian_TVD = torch.autograd.functional.jacobian(read, params["embed"])
-    seen_TS = jacobian_TVD[:, tokens[0]].abs().sum(-1)
-    assert torch.equal(seen_TS > 0, torch.ones(LENGTH, LENGTH).tril().bool())
+    seen_TS = jacobian_TVD[:, tokens[0]].abs().sum(-1) > 0
+    want_TS = torch.ones(LENGTH, LENGTH).tril().triu(1 - reach(config)).bool()
+    # In training a dropped place reads nothing, and others through what is left: never more than it may.
+    assert not (seen_TS & ~want_TS).any() if mode else torch.equal(seen_TS, want_TS)
 
 
 def test_plain_and_fused_attention_agree(decoder, gap):
-    _, apply, params, tokens = decoder
+    config, apply, params, tokens = decoder
+    if config.attn_softcap:
+        with pytest.raises(ValueError, match="attn_softcap needs the plain attention backend"):
+            apply(params, tokens, backend="fused")
+        return
     rows = LMBatch(tokens, torch.ones(4, LENGTH - 1))
     of = {
         backend: value_and_grad(next_token(partial(apply, backend=backend)))(params, rows)
         for backend in ("plain", "fused")
     }
-    assert gap(of["plain"], of["fused"]) <= 1e-5
-    config = decoder[0]
+    assert gap(telling(of["plain"]), telling(of["fused"])) <= 1e-5
     past = gpt.init_cache(config, params, batch=4)._replace(length=torch.tensor([0, 2, 5, 1]))
     plain, fused = (apply(params, tokens[:, :4], past, backend=backend)[0] for backend in ("plain", "fused"))
     assert (plain - fused).abs().max() <= 1e-4
 
 
 def test_remat_changes_memory_and_no_number(decoder, same, purely):
-    _, apply, params, tokens = decoder
-    rows = LMBatch(tokens, torch.ones(4, LENGTH - 1))
+    config, apply, params, tokens = decoder
+    rows, apply = LMBatch(tokens, torch.ones(4, LENGTH - 1)), partial(apply, **noise_of(config))
     passes = []
 
     def counted(block):
@@ -124,15 +173,76 @@ def test_remat_changes_memory_and_no_number(decoder, same, purely):
 def test_apply_commutes_with_vmap_over_parameters(decoder, rough):
     config, apply, _, tokens = decoder
     members = [rough(config, key) for key in range(3)]
+    apply = partial(apply, **noise_of(config))
     together = torch.func.vmap(lambda params: apply(params, tokens)[0])(tree.stack(*members))
     for logits, member in zip(together, members, strict=True):
         assert (logits - apply(member, tokens)[0]).abs().max() <= 1e-5
 
 
-def test_apply_compiled_is_apply(decoder, no_shape_checks):
-    _, apply, params, tokens = decoder
+@pytest.mark.parametrize("training", [False, True], ids=["", "training"])
+def test_a_row_is_its_own_in_any_batch(decoder, training, gap):
+    """Alone, in company, by vmap, and its gradient: nothing depends on the rows beside it."""
+    config, apply, params, tokens = decoder
+    mode = noise_of(config) if training else {}
+    full = apply(params, tokens, **mode)[0]
+    for row in range(4):
+        alone = {name: noise[row : row + 1] for name, noise in mode.items()}
+        assert (apply(params, tokens[row : row + 1], **alone)[0] - full[row]).abs().max() <= 1e-5
+    each = torch.func.vmap(lambda row, *noise: apply(params, row[None], **dict(zip(mode, noise, strict=True)))[0][0])
+    assert (each(tokens, *(noise[:, None] for noise in mode.values())) - full).abs().max() <= 1e-5
+    loss = noisy(next_token) if mode else next_token
+    rows = LMBatch(tokens, torch.arange(4 * (LENGTH - 1)).reshape(4, -1) % 3.0)
+    batch = Noisy(rows, mode["noise"]) if mode else rows
+    engines = [value_and_grad(loss(apply), engine=engine) for engine in ("autograd", "func")]
+    whole, func, parts = *(vg(params, batch) for vg in engines), accumulate(2)(engines[0])(params, batch)
+    assert gap(telling(whole), telling(func)) <= 1e-5
+    assert gap(telling(whole), telling(parts)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_apply_compiled_is_apply(name, rough, batch, no_shape_checks):
+    config = msgspec.structs.replace(MODELS[name], num_layers=1)
+    params, tokens = rough(config), batch(config, length=LENGTH - 1).tokens
+    marks = {"segments": SEGMENTS} if name == COMPILED[0] else {}
+    apply = partial(gpt.apply, config, **noise_of(config), **marks)
     compiled = torch.compile(lambda params, tokens: apply(params, tokens)[0], backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(params, tokens), apply(params, tokens)[0])
+
+
+def test_one_compiled_block_serves_every_layer(no_shape_checks, rough, batch):
+    config = msgspec.structs.replace(MODELS["dual-drop-everything"], num_layers=4)
+    params, tokens, noise = rough(config), batch(config, rows=2).tokens, random.row_noise(0, 0, 2)
+    compiled = []
+
+    def count(graph, _):
+        compiled.append(graph)
+        return graph
+
+    apply = partial(gpt.apply, config, lift_block=partial(torch.compile, backend=count, fullgraph=True))
+    assert torch.equal(apply(params, tokens, noise=noise)[0], gpt.apply(config, params, tokens, noise=noise)[0])
+    assert len(compiled) == 1
+
+
+def test_dropout_falls_in_training_alone_and_keeps_the_mean(rough, batch):
+    config = MODELS["gpt2"]
+    params, tokens = rough(config), batch(config, rows=1, length=1).tokens[:, :1]
+    quiet = gpt.apply(config, params, tokens, head=lambda weight, hidden: hidden)[0]
+    seen = {}
+    rows = 400
+
+    def tap(name, x):
+        seen[name] = x
+        return x
+
+    gpt.apply(config, params, tokens.expand(rows, 1), noise=random.row_noise(1, 0, rows), tap=tap)
+    for name in ("0/attn", "0/ffn", "1/attn", "1/ffn"):
+        assert abs((seen[name] == 0).float().mean() - config.dropout) < 0.02
+    assert not torch.equal(seen["0/attn"][0] == 0, seen["1/attn"][0] == 0)
+    assert not torch.equal(seen["0/attn"][0] == 0, seen["0/ffn"][0] == 0)
+    assert not torch.equal(seen["0/attn"][0] == 0, seen["0/attn"][1] == 0)
+    assert (seen["final"] - quiet).abs().max() > 0.1
+    with pytest.raises(ValueError, match="noise is for training"):
+        gpt.apply(config, params, tokens, gpt.init_cache(config, params, 1), noise=random.row_noise(0, 0, 1))
 
 
 def alone(apply, params, tokens, segments, **kwargs):
@@ -151,11 +261,12 @@ SEGMENTS = torch.tensor(
 
 @pytest.mark.parametrize("backend", ["plain", "fused"])
 def test_a_text_in_a_packed_row_is_the_text_alone(decoder, backend, purely):
-    _, apply, params, tokens = decoder
+    config, apply, params, tokens = decoder
+    backend = "auto" if config.attn_softcap else backend
     packed = purely(apply, params, tokens, segments=SEGMENTS, backend=backend)[0]
     assert (packed - alone(apply, params, tokens, SEGMENTS, backend=backend)).abs().max() <= 1e-5
     plain = apply(params, tokens, backend=backend)[0]
-    assert torch.equal(packed[0], plain[0])
+    assert (packed[0] - plain[0]).abs().max() <= 1e-5
     assert (packed[1, 5:] - plain[1, 5:]).abs().max() > 1e-2  # and without segments it is not
 
 
@@ -165,16 +276,15 @@ def test_a_text_s_gradient_stays_inside_it(decoder):
     direction = random.normal(1, (config.vocab_size,))
 
     def read(embedding):
-        head = lambda weight, hidden: F.linear(hidden, weight.detach()) @ direction  # noqa: E731
-        return apply({**params, "embed": embedding}, tokens, head=head, segments=SEGMENTS[3:])[0][0]
+        return apply({**params, "embed": embedding}, tokens, head=towards(direction), segments=SEGMENTS[3:])[0][0]
 
     jacobian_TVD = torch.autograd.functional.jacobian(read, params["embed"])
     seen_TS = jacobian_TVD[:, tokens[0]].abs().sum(-1) > 0
     runs = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 3, 3])
-    assert torch.equal(seen_TS, (runs[:, None] == runs).tril())
+    assert torch.equal(seen_TS, (runs[:, None] == runs).tril().triu(1 - reach(config)))
 
 
-def test_segments_pass_through_vmap_grad_and_compile(decoder, gap, no_shape_checks):
+def test_segments_pass_through_vmap_and_both_engines(decoder, gap):
     _, apply, params, tokens = decoder
     here = partial(apply, params)
     each = torch.func.vmap(lambda row, marks: here(row[None], segments=marks[None])[0][0])(tokens, SEGMENTS)
@@ -182,9 +292,7 @@ def test_segments_pass_through_vmap_grad_and_compile(decoder, gap, no_shape_chec
     rows = LMBatch(tokens, torch.ones(4, LENGTH - 1))
     loss = next_token(partial(apply, segments=SEGMENTS[:, :-1]))
     engines = [value_and_grad(loss, engine=engine)(params, rows) for engine in ("autograd", "func")]
-    assert gap(*engines) <= 1e-5
-    compiled = torch.compile(lambda tokens, marks: here(tokens, segments=marks)[0], backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(tokens, SEGMENTS), here(tokens, segments=SEGMENTS)[0])
+    assert gap(*(telling(found) for found in engines)) <= 1e-5
 
 
 def test_taps_see_every_activation_and_may_replace_it(decoder):
@@ -193,7 +301,8 @@ def test_taps_see_every_activation_and_may_replace_it(decoder):
     apply(params, tokens, tap=lambda name, x: seen.append(name) or x)
     assert seen == [f"{i}/{part}" for i in range(config.num_layers) for part in ("attn", "ffn")] + ["final"]
     silent = apply(params, tokens, tap=lambda name, x: x if name == "final" else torch.zeros_like(x))[0]
-    fresh = tree.update_in(params, lambda path, w: torch.zeros_like(w) if path.endswith(("/o", "/down")) else w)
+    writers = ("/o", "/down", "/o_bias", "/down_bias")
+    fresh = tree.update_in(params, lambda path, w: torch.zeros_like(w) if path.endswith(writers) else w)
     assert torch.equal(silent, apply(fresh, tokens)[0])
 
 
@@ -205,24 +314,73 @@ def test_spec_count_and_init_tell_of_the_same_tree(decoder):
         p: w.shape for p, w in tree.paths(params).items()
     }
     in_blocks = {path for path, w in tree.paths(fresh).items() if path.startswith("blocks/") and w.ndim == 3}
-    assert gpt.matrices(config) == in_blocks
+    assert gpt.matrices(config) == in_blocks - {"blocks/ffn/router"}
 
 
 SHAPES = [(32, 64), (64, 256), (256, 256), (192, 4096), (384, 1024), (768, 2048), (1024, 4096)]
 
 
+def first_loss(config):
+    """Of a fresh model over ln V, on random tokens."""
+    tokens = (random.uniform(1, (4, 65)) * config.vocab_size).long()
+    loss, _ = next_token(partial(gpt.apply, config))(gpt.init(config, key=3), LMBatch(tokens, torch.ones(4, 64)))
+    return (loss / math.log(config.vocab_size)).item()
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize(("dim", "vocab_size"), SHAPES)
 def test_a_fresh_model_knows_nothing(dim, vocab_size, tied):
-    config = gpt.ModelConfig(
-        vocab_size=vocab_size, dim=dim, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=16, context=64, tied=tied
-    )
-    tokens = (random.uniform(1, (4, 65)) * vocab_size).long()
-    loss, _ = next_token(partial(gpt.apply, config))(gpt.init(config, key=3), LMBatch(tokens, torch.ones(4, 64)))
-    assert abs(loss / math.log(vocab_size) - 1) < 0.02
+    shape = {"vocab_size": vocab_size, "dim": dim, "num_layers": 2, "ffn_dim": 16, "context": 64, "tied": tied}
+    assert abs(first_loss(gpt.ModelConfig(**shape)) - 1) < 0.02
+    assert abs(first_loss(gpt.ModelConfig(**shape, positions="learned", norm="layer", biases="all")) - 1) < 0.02
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fresh_model_of_every_option_knows_nothing(name):
+    config = msgspec.structs.replace(MODELS[name], context=64, vocab_size=256, logit_softcap=0.0)
+    assert abs(first_loss(config) - 1) < 0.02
+    assert abs(first_loss(msgspec.structs.replace(config, logit_softcap=30.0)) - 1) < 0.02
 
 
 def test_the_usual_shapes_start_at_a_quarter():
     for dim, vocab_size in [(192, 4096), (384, 8192), (768, 32000)]:
         config = gpt.ModelConfig(vocab_size=vocab_size, dim=dim, num_heads=dim // 64, num_kv_heads=dim // 64)
         assert gpt.spec(config)["embed"].std == 0.25 * dim**-0.5
+
+
+def drawn(draw):
+    """Any config that can be built; whatever stands in MODELS, options must not know of each other."""
+    pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
+    heads = pick(1, 2, 3, 4)
+    positions, ffn_kind = (
+        pick("rope", "rope", "alibi", "learned", "none"),
+        pick("swiglu", "geglu", "gelu", "relu2", "dual"),
+    )
+    scaling = (
+        pick(gpt.RopeScaling(), LINEAR, YARN, gpt.RopeScaling("ntk", 2.0)) if positions == "rope" else gpt.RopeScaling()
+    )
+    return gpt.check(
+        SMALL(
+            dim=8 * heads, num_heads=heads, num_kv_heads=pick(*(k for k in (1, 2, 3, 4) if heads % k == 0)),
+            norm=pick("rms", "layer"), ffn=ffn_kind, positions=positions, rope_scaling=scaling,
+            dual=DUAL(drop=pick(False, True), expert_share=pick(0.25, 0.5)) if ffn_kind == "dual" else DUAL(),
+            qk_norm=pick(False, True), tied=pick(False, True), window=pick(0, 1, 4, 24), dropout=pick(0.0, 0.2),
+            attn_softcap=pick(0.0, 2.0), logit_softcap=pick(0.0, 3.0), biases=pick("none", "qkv", "all"),
+        )
+    )  # fmt: skip
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_any_options_go_together(rough, batch, data):
+    config = drawn(data.draw)
+    params, tokens = rough(config), batch(config, rows=2, length=LENGTH - 1).tokens
+    full, _ = gpt.apply(config, params, tokens)
+    first, past = gpt.apply(config, params, tokens[:, :5], gpt.init_cache(config, params, batch=2))
+    second, past = gpt.apply(config, params, tokens[:, 5:6], past)
+    third, _ = gpt.apply(config, params, tokens[:, 6:], past)
+    assert (torch.cat([first, second, third], 1) - full).abs().max() <= 1e-4
+    mode = noise_of(config, rows=2)
+    later = torch.cat([tokens[:, :7], tokens[:, 7:].flip(1)], 1)
+    before, after = (gpt.apply(config, params, row, **mode)[0][:, :7] for row in (tokens, later))
+    assert (before - after).abs().max() <= 1e-5

@@ -9,7 +9,7 @@ from slm_fn.core.compose import pipe
 from slm_fn.core.grads import value_and_grad
 from slm_fn.loss.lm import next_token_from_logits
 from slm_fn.nn.module import from_module
-from slm_fn.optim import combine, schedules, transforms
+from slm_fn.optim import combine, directions, schedules, transforms
 from slm_fn.train.step import init_state, step_with
 
 
@@ -84,7 +84,7 @@ def test_training_it_is_torch_training_it(tiny, batch, config, gap):
     rows = [b._replace(tokens=b.tokens % 48) for b in rows]
     params, apply = from_module(tiny)
     tx = combine.chain(
-        transforms.scale_by_adam(0.9, 0.999),
+        directions.scale_by_adam(0.9, 0.999),
         transforms.add_decayed_weights(0.1, lambda path: True),
         transforms.scale_by_learning_rate(schedules.constant(1e-3)),
     )
