@@ -164,15 +164,15 @@ def tensor_parallel(config: ModelConfig, mesh: DeviceMesh) -> Placements:
     References: arXiv 1909.08053 (Megatron-LM).
     """
     size = mesh.size()
-    for field in ("num_heads", "num_kv_heads", "ffn_dim"):
+    for field in ("num_heads", "num_kv_heads", "ffn_dim", *(("lite_dim",) if config.ffn == "dual" else ())):
         if getattr(config, field) % size:
             raise ValueError(f"model.{field} ({getattr(config, field)}) does not divide among {size} processes")
 
-    def rule(path: Path, weight: gpt.Weight) -> tuple[Placement, ...]:
+    def rule(path: Path, leaf: Any) -> tuple[Placement, ...]:
         name = path.rpartition("/")[2]
-        if not weight.matrix or name not in COLUMNS + ROWS:
-            return (Replicate(),)
-        return (Shard(1 if name in COLUMNS else 2),)
+        if name.removesuffix("_bias") in COLUMNS:
+            return (Shard(1),)
+        return (Shard(2) if name in ROWS else Replicate(),)
 
     return tree.update_in(gpt.spec(config), rule)
 

@@ -6,6 +6,9 @@ Invariant: whatever decides what happens next (stop, where to go on from) is the
 from __future__ import annotations
 
 import os
+import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -84,13 +87,20 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(place, dist.get_rank(), size, init_device_mesh(place.type, (size,), mesh_dim_names=("data",)))
     except RuntimeError as error:
-        if _is_lost(error):
-            raise LostProcess(
-                f"process {dist.get_rank()} of {size} lost another one ({str(error).splitlines()[0]}). The last "
-                "checkpoint stands: the same command goes on from it, and torchrun --max-restarts N does so by itself"
-            ) from error
+        if not _is_lost(error):
+            raise
+        # torchrun is about to end this process; what it has to say goes first. The group is left as it is: to take
+        # leave of those who are gone may take for ever.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        cause = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+        raise LostProcess(
+            f"process {dist.get_rank()} of {size} lost another one ({cause}). The last checkpoint stands: the same "
+            "command goes on from it, and torchrun --max-restarts N does so by itself"
+        ) from error
+    except BaseException:
+        dist.destroy_process_group()
         raise
-    # Not after an error: the others may be gone, and to take leave of them would take for ever.
     dist.destroy_process_group()
 
 
