@@ -36,6 +36,7 @@ class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     isolate_documents: bool = False
+    label_smoothing: float = 0.0
 
 
 class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

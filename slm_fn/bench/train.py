@@ -27,6 +27,7 @@ from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.pipeline.limits import matmul_rate, matmul_side
+from slm_fn.pipeline.ranks import Ranks
 from slm_fn.pipeline.step import plan
 from slm_fn.train.loop import TrainConfig
 
@@ -112,7 +113,7 @@ def contestant(config: Config, work: Work) -> Pace:
     devices.set_threads(settings.num_threads)
     dtype = devices.dtype_of(settings.precision, place)
     before = matmul_rate(place, dtype)
-    how = plan(config.model, next_token, config.pretrain.optim, settings, place)
+    how = plan(config.model, next_token, config.pretrain.optim, settings, Ranks(place))
     state = how.begin(tree.to_device(gpt.init(config.model, random.fold_in(settings.seed, "init")), place))
     take = how.step
 
@@ -127,7 +128,7 @@ def contestant(config: Config, work: Work) -> Pace:
     batches = stream.prefetch(batch_at, 0, work.warmup + work.steps)
     found = pace(step, batches, work)
     limit = statistics.mean([before, matmul_rate(place, dtype)])
-    return found._replace(matmul_flop_per_s=limit, engine=settings.engine)
+    return found._replace(matmul_flop_per_s=limit, engine=how.engine)
 
 
 def _told(found: Pace) -> str:

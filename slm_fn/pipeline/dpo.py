@@ -62,7 +62,7 @@ def dpo(
         sides = [side for pair in examples for side in (pair.chosen, pair.rejected)]
         told(pairs.told(pairs.report(sides, settings.batch_size, settings.seed)))
         objective = dpo_loss(recorded, config.dpo.beta, config.dpo.nll_weight)
-        how = plan(model.config, objective, config.dpo.optim, settings, here.device, mesh=here.mesh)
+        how = plan(model.config, objective, config.dpo.optim, settings, here)
         batch = partial(pairs.batch, pairs.collate_pairs, examples)
         made_of = sft.digest(models.locate(init), [*data, *val])
         stage = sft.stage("dpo", model, how, batch, _evaluator(model, trials), made_of, here)

@@ -6,6 +6,7 @@ Invariant: the vocabulary is the pack's; a config that says another is an error,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -60,7 +61,8 @@ def pretrain(
 def _stage(config: Config, mixture: Mixture, tokenizer: Tokenizer, here: Ranks) -> Stage:
     shape, settings = _shape(config.model, mixture.packs[0]), config.pretrain.train
     lift = isolate(mixture.packs[0].info.eos) if config.pretrain.isolate_documents else pipe()
-    how = plan(shape, next_token, config.pretrain.optim, settings, here.device, lift, here.mesh)
+    objective = partial(next_token, smoothing=config.pretrain.label_smoothing)
+    how = plan(shape, objective, config.pretrain.optim, settings, here, lift)
     params = tree.to_device(gpt.init(shape, random.fold_in(settings.seed, "init")), here.device)
     generation = Generation(sampling=config.sampling)
     seed, rows = settings.seed, settings.batch_size
@@ -68,7 +70,7 @@ def _stage(config: Config, mixture: Mixture, tokenizer: Tokenizer, here: Ranks) 
         name="pretrain",
         state=how.begin(params),
         step=how.step,
-        batch_at=lambda position: mix.lm_batch(mixture, "train", seed, position, rows, here.rank, here.size),
+        batch_at=how.batches(lambda at: mix.lm_batch(mixture, "train", seed, at, rows, here.rank, here.size)),
         evaluate=_evaluator(how.apply, mixture, config, here),
         sample=_sampler(shape, tokenizer, generation),
         model_files=models.describe(shape, tokenizer, generation),

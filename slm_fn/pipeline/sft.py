@@ -72,7 +72,7 @@ def sft(
             lift = isolate(model.tokenizer.special(model.generation.template.bos))
             told(f"packed: {pairs.told(pairs.report(examples, settings.batch_size, settings.seed))}")
         trials = prepare(model, held_out, told) if held_out else []
-        how = plan(model.config, next_token, config.sft.optim, settings, here.device, lift, here.mesh)
+        how = plan(model.config, next_token, config.sft.optim, settings, here, lift)
         judge = evaluator(model, how.apply, trials, settings.batch_size, here)
         batch = partial(pairs.batch, pairs.collate, examples)
         begun = stage("sft", model, how, batch, judge, digest(models.locate(init), [*data, *val]), here)
@@ -113,7 +113,7 @@ def stage(
         name=name,
         state=how.begin(model.params),
         step=how.step,
-        batch_at=lambda position: batch(pad, settings.seed, settings.batch_size, position, here.rank, here.size),
+        batch_at=how.batches(lambda at: batch(pad, settings.seed, settings.batch_size, at, here.rank, here.size)),
         evaluate=evaluate,
         sample=sampler(model),
         model_files=models.describe(model.config, model.tokenizer, model.generation),

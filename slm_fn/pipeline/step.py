@@ -10,31 +10,44 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh
 
 from slm_fn.core import device as devices
+from slm_fn.core import jit, random
 from slm_fn.core.compose import pipe
-from slm_fn.core.grads import accumulate, value_and_grad
-from slm_fn.core.types import Apply, Objective, Params, Step, TrainState, Transform
+from slm_fn.core.grads import accumulate, remat, value_and_grad
+from slm_fn.core.types import Apply, Noisy, Objective, Params, Step, TrainState, Transform, ValueAndGrad
+from slm_fn.data import stream
+from slm_fn.lift.noise import noisy
+from slm_fn.lift.routing import balanced
 from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim import recipes
 from slm_fn.optim.recipes import OptimConfig
+from slm_fn.pipeline import limits
+from slm_fn.pipeline.ranks import ALONE, Ranks
+from slm_fn.train import memory
 from slm_fn.train.loop import TrainConfig
 from slm_fn.train.step import init_state, step_with
+
+USUAL_SHARE = 0.5
+"""Of the rate at which this machine multiplies matrices, what a training step reaches: a guess before the first one."""
 
 
 class Plan(NamedTuple):
     """How to train: the model as it is judged, the optimizer, and the step for a number of parts of the batch.
 
-    `settle` puts fresh parameters where the step wants them: on this process's shards.
+    `settle` puts fresh parameters where the step wants them: on this process's shards. `told` are lines for a person.
     """
 
     apply: Apply
     tx: Transform
     make: Callable[[int], Step]
     settings: TrainConfig
+    here: Ranks = ALONE
     settle: Callable[[Params], Params] = lambda params: params
+    is_noisy: bool = False
+    engine: jit.Engine = "eager"
+    told: tuple[str, ...] = ()
 
     @property
     def step(self) -> Step:
@@ -45,41 +58,81 @@ class Plan(NamedTuple):
         """The state before the first step."""
         return init_state(self.settle(params), self.tx)
 
+    def batches(self, batch_at: Callable[[int], Any]) -> Callable[[int], Any]:
+        """Batches by position as the step wants them: with a number per row to draw dropout from, where it drops."""
+        if not self.is_noisy:
+            return batch_at
+        key, rows = random.fold_in(self.settings.seed, "noise"), self.settings.batch_size
+
+        def with_noise(position: int) -> Noisy:
+            first, own = stream.share(position, rows, self.here.rank, self.here.size)
+            return Noisy(batch_at(position), random.row_noise(key, first, own))
+
+        return with_noise
+
 
 def plan(
     shape: ModelConfig,
     objective: Objective,
     optim: OptimConfig,
     settings: TrainConfig,
-    place: torch.device,
+    here: Ranks = ALONE,
     lift: Callable[[Apply], Apply] = lambda apply: apply,
-    mesh: DeviceMesh | None = None,
 ) -> Plan:
     """Everything between a config and a step.
 
     Args:
         objective: what is trained for.
+        here: this process among those that train together; each hands its own rows to the step.
         lift: what is put before the model in training and in judging alike: document isolation.
-        mesh: of the processes that train together; each hands its own rows to the step.
-    """
-    dtype = devices.dtype_of(settings.precision, place)
-    apply = lift(devices.compute_in(dtype)(partial(gpt.apply, shape)))
-    tx = recipes.make(optim, settings.total_steps, gpt.matrices(shape).__contains__, dtype)
 
-    spread, settle = _over(mesh, settings.sharding)
+    Raises:
+        ValueError: this machine lacks what the engine or the precision needs.
+    """
+    devices.keep_freed_memory()
+    devices.allow_tf32(settings.precision == "tf32")
+    dtype = devices.dtype_of(settings.precision, here.device)
+    engine, reason = jit.choose(settings.engine, here.device, _seconds(shape, settings, here, dtype), here.size)
+    in_precision = pipe(devices.compute_in(dtype), lift)
+    apply = in_precision(partial(gpt.apply, shape))
+    lift_block = pipe(jit.jit(engine), remat if settings.remat else pipe())
+    in_training = in_precision(partial(gpt.apply, shape, lift_block=lift_block))
+    if shape.ffn == "dual":
+        objective = balanced(shape.dual.balance, shape.dual.expert_share)(objective)
+    if gpt.is_noisy(shape):
+        objective = noisy(objective)
+    tx = recipes.make(optim, settings.total_steps, gpt.matrices(shape).__contains__, dtype)
+    spread, settle = _over(here, settings.sharding)
+    finish = jit.jit(engine if here.mesh is None else "eager")
+    whole = jit.capture if engine == "graph" else pipe()
+
+    def in_parts(num_micro: int, vg: ValueAndGrad) -> ValueAndGrad:
+        return memory.halving(lambda n: accumulate(n)(vg), num_micro, memory.advise(settings, shape.context))
 
     def make(num_micro: int) -> Step:
-        return pipe(objective, value_and_grad, accumulate(num_micro), spread, step_with(tx))(apply)
+        lifts = value_and_grad, partial(in_parts, num_micro), spread, step_with(tx, finish), whole
+        return pipe(objective, *lifts)(in_training)
 
-    return Plan(apply, tx, make, settings, settle)
+    told = (f"engine {engine}: {reason}; {str(dtype).removeprefix('torch.')}",)
+    return Plan(apply, tx, make, settings, here, settle, gpt.is_noisy(shape), engine, told)
 
 
-def _over(mesh: DeviceMesh | None, sharding: str) -> tuple[Callable[[Any], Any], Callable[[Params], Params]]:
+def _seconds(shape: ModelConfig, settings: TrainConfig, here: Ranks, dtype: torch.dtype) -> float:
+    """About how long a run takes in eager mode; asked for only where an engine is chosen by it."""
+    if settings.engine != "auto" or here.device.type != "cpu":
+        return float("inf")
+    tokens = settings.total_steps * settings.batch_size * shape.context
+    rate = USUAL_SHARE * limits.matmul_rate(here.device, dtype, repeat=1)
+    return tokens * gpt.flops(shape, shape.context) / rate / here.size
+
+
+def _over(here: Ranks, sharding: str) -> tuple[Callable[[Any], Any], Callable[[Params], Params]]:
     """The lift of value_and_grad over the processes of a job, and how it wants its parameters placed."""
-    if mesh is None:
+    if here.mesh is None:
         return pipe(), pipe()
     from slm_fn.lift import shard  # imports for long, and one process alone never meets a shard
 
+    mesh = here.mesh
     if sharding == "replicate":
         return shard.replicate(mesh), pipe()
     return shard.fsdp(mesh), lambda params: shard.place(params, shard.zero(params, mesh), mesh)

@@ -19,9 +19,9 @@ from slm_fn.optim.transforms import find
 
 
 def init_state(params: Params, tx: Transform) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step. No two of its leaves are one tensor: a compiled step would be compiled for that."""
     device = tree.leaves(params)[0].device
-    return TrainState(params, tx.init(params), torch.zeros((), dtype=torch.long, device=device))
+    return TrainState(params, tree.map(torch.clone, tx.init(params)), torch.zeros((), dtype=torch.long, device=device))
 
 
 def step_with(tx: Transform, jit: Callable[[Any], Any] = lambda f: f) -> Callable[[ValueAndGrad], Step]:

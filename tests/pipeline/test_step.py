@@ -1,11 +1,19 @@
-"""Tests of slm_fn.pipeline.step."""
+"""The sentence by which every stage trains: what a config switches on, and what it must not change."""
 
+from functools import partial
+
+import msgspec
+import pytest
 import torch
 
 from slm_fn.core import tree
+from slm_fn.core.types import Noisy
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
+from slm_fn.optim.guard import ScaleState
 from slm_fn.optim.recipes import OptimConfig
+from slm_fn.optim.transforms import find
+from slm_fn.pipeline.ranks import Ranks
 from slm_fn.pipeline.step import plan
 from slm_fn.train.loop import TrainConfig
 
@@ -13,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def test_parts_change_no_number(config, rough, batch, gap):
-    how = plan(config, next_token, OptimConfig(), TrainConfig(precision="float32"), CPU)
+    how = plan(config, next_token, OptimConfig(), TrainConfig(precision="float32"))
     state, rows = how.begin(rough(config)), batch(config, rows=4)
     whole, told = how.make(1)(state, rows)
     parts, told_too = how.make(4)(state, rows)
@@ -22,9 +30,86 @@ def test_parts_change_no_number(config, rough, batch, gap):
 
 
 def test_the_step_is_the_config_s(config, batch):
-    how = plan(config, next_token, OptimConfig(ema_decay=0.9), TrainConfig(accumulate=2), CPU)
+    how = plan(config, next_token, OptimConfig(ema_decay=0.9), TrainConfig(accumulate=2))
     state = how.begin(gpt.init(config, key=0))
     after, told = how.step(state, batch(config, rows=4))
     assert after.step == 1
     assert set(told) == {"loss", "grad_norm", "weight"}
     assert tree.paths(after).keys() == tree.paths(state).keys()
+
+
+@pytest.mark.parametrize("num_micro", [2, 4])
+def test_a_row_s_dropout_is_its_own_in_any_part(config, rough, batch, gap, num_micro):
+    shape = msgspec.structs.replace(config, dropout=0.3)
+    how = plan(shape, next_token, OptimConfig(), TrainConfig(precision="float32", batch_size=4))
+    rows = how.batches(lambda position: batch(shape, rows=4, key=position))
+    state = how.begin(rough(shape))
+    whole, parts = how.make(1)(state, rows(7)), how.make(num_micro)(state, rows(7))
+    assert gap(parts[0].params, whole[0].params) <= 1e-5
+    assert gap(how.make(1)(state, Noisy(rows(7).batch, rows(8).noise))[0].params, whole[0].params) > 1e-4
+
+
+def test_ranks_drop_what_one_process_drops(config, batch):
+    shape = msgspec.structs.replace(config, dropout=0.3)
+    noises = [
+        plan(shape, next_token, OptimConfig(), TrainConfig(batch_size=5), Ranks(CPU, rank, 2)).batches(lambda at: at)(3)
+        for rank in (0, 1)
+    ]
+    alone = plan(shape, next_token, OptimConfig(), TrainConfig(batch_size=5)).batches(lambda at: at)(3)
+    assert torch.equal(torch.cat([row.noise for row in noises]), alone.noise)
+
+
+def test_without_dropout_batches_stay_as_they_are(config):
+    assert plan(config, next_token, OptimConfig(), TrainConfig()).batches(lambda at: at)(3) == 3
+
+
+def test_remat_and_a_loss_scale_change_no_number(config, rough, batch, gap):
+    found = {}
+    for name, settings in {
+        "kept": TrainConfig(precision="float32"),
+        "remat": TrainConfig(precision="float32", remat=True),
+    }.items():
+        how = plan(config, next_token, OptimConfig(), settings)
+        found[name] = how.step(how.begin(rough(config)), batch(config, rows=4))
+    assert gap(found["remat"], found["kept"]) == 0
+
+
+def test_half_precision_brings_its_loss_scale(config, rough, batch):
+    how = plan(config, next_token, OptimConfig(), TrainConfig(precision="float16"))
+    state = how.begin(rough(config))
+    assert find(state.opt_state, ScaleState).scale == 2.0**15
+    after, told = how.step(state, batch(config, rows=4))
+    assert find(after.opt_state, ScaleState).good == 1
+    single = plan(config, next_token, OptimConfig(), TrainConfig(precision="float32"))
+    _, wanted = single.step(single.begin(rough(config)), batch(config, rows=4))
+    assert abs(told["grad_norm"] / wanted["grad_norm"] - 1) < 0.02  # the scale is undone
+
+
+def test_a_dual_model_is_balanced_without_being_asked(config, batch):
+    shape = msgspec.structs.replace(config, ffn="dual")
+    how = plan(shape, next_token, OptimConfig(), TrainConfig())
+    _, told = how.step(how.begin(gpt.init(shape, 0)), batch(shape, rows=4))
+    assert {"balance", "num_lite", "num_expert", "num_dropped"} < set(told)
+
+
+def test_the_engine_is_told_with_its_reason(config, monkeypatch):
+    assert (
+        plan(config, next_token, OptimConfig(), TrainConfig()).told[0].startswith("engine eager: the run is too short")
+    )
+    with pytest.raises(ValueError, match="needs a device that replays graphs"):
+        plan(config, next_token, OptimConfig(), TrainConfig(engine="graph"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_step_is_the_step(config, rough, batch, gap, no_shape_checks, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    found = {}
+    for engine in ("eager", "compile"):
+        how = plan(config, next_token, OptimConfig(), TrainConfig(precision="float32", engine=engine))
+        state = how.begin(rough(config))
+        for key in range(2):
+            state, told = how.step(state, batch(config, rows=4, key=key))
+        found[engine] = state, told
+    assert gap(found["compile"], found["eager"]) <= 1e-5
+    # One compilation serves every layer, and one the optimizer.
+    assert len(torch._dynamo.utils.compilation_time_metrics["_compile.compile_inner"]) == 2
