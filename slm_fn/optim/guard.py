@@ -16,10 +16,14 @@ from slm_fn.core.types import Params, Transform, Updates
 
 
 class SkipState(NamedTuple):
-    """The guarded transform's state, how many steps were skipped for a fault, and what each watch remembers."""
+    """The guarded transform's state, how many steps were skipped for a fault, and what each watch remembers.
+
+    `in_a_row` counts the faults since the last step that was taken.
+    """
 
     inner: Any
     skipped: Tensor  # () int64
+    in_a_row: Tensor  # () int64
     watches: tuple[Any, ...] = ()
 
 
@@ -42,7 +46,7 @@ def guard(transform: Transform, *watches: Watch) -> Transform:
 
     def init(params: Params) -> SkipState:
         zero = torch.zeros((), device=tree.leaves(params)[0].device)
-        return SkipState(transform.init(params), zero.long(), tuple(watch.init(zero) for watch in watches))
+        return SkipState(transform.init(params), zero.long(), zero.long(), tuple(watch.init(zero) for watch in watches))
 
     def update(updates: Updates, state: SkipState, params: Params) -> tuple[Updates, SkipState]:
         norm = tree.global_norm(updates)
@@ -53,7 +57,8 @@ def guard(transform: Transform, *watches: Watch) -> Transform:
         # Minus zero is the only number that, added, changes no bit of any other.
         new = tree.map(lambda u: torch.where(take, u, -0.0), new)
         inner = tree.map(lambda now, before: torch.where(take, now, before), inner, state.inner)
-        return new, SkipState(inner, state.skipped + fault.long(), tuple(s for _, s in seen))
+        row = torch.where(take, 0, state.in_a_row + fault.long())
+        return new, SkipState(inner, state.skipped + fault.long(), row, tuple(s for _, s in seen))
 
     return Transform(init, update)
 

@@ -5,12 +5,14 @@ from functools import partial
 import pytest
 import torch
 
-from slm_fn.core import tree
+from slm_fn.core import random, tree
 from slm_fn.core.compose import pipe, run
 from slm_fn.core.grads import accumulate, value_and_grad
+from slm_fn.lift.ensemble import ensemble, gather
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.optim import guard, recipes, schedules, transforms
+from slm_fn.optim.combine import apply_updates
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.train.step import init_state, step_with
 
@@ -21,14 +23,27 @@ LOSS = next_token(partial(gpt.apply, CONFIG))
 MATRIX = gpt.matrices(CONFIG).__contains__
 RECIPE = partial(OptimConfig, learning_rate=3e-3, warmup_steps=2)
 OPTIMIZERS = {
-    "adamw": recipes.make(RECIPE(), 20, MATRIX),
-    "muon": recipes.make(RECIPE(name="muon"), 20, MATRIX),
-    "adamw-wsd-ema": recipes.make(RECIPE(schedule="wsd", ema_decay=0.9), 20, MATRIX),
-    "muon-constant-no-decay-no-clip": recipes.make(
-        RECIPE(name="muon", schedule="constant", weight_decay=0.0, clip=0.0), 20, MATRIX
-    ),
-    "sgd": guard.skip_nonfinite(transforms.scale_by_learning_rate(schedules.constant(0.05))),
-}
+    name: recipes.make(config, 20, MATRIX)
+    for name, config in {
+        "adamw": RECIPE(),
+        "muon": RECIPE(name="muon"),
+        "lion": RECIPE(name="lion", learning_rate=1e-3),
+        "sgd": RECIPE(name="sgd", learning_rate=0.02),
+        "adafactor": RECIPE(name="adafactor"),
+        "adamw-wsd-ema": RECIPE(schedule="wsd", ema_decay=0.9),
+        "muon-constant-no-decay-no-clip": RECIPE(name="muon", schedule="constant", weight_decay=0.0, clip=0.0),
+        "sgd-onecycle-spikes-measures": RECIPE(
+            name="sgd",
+            learning_rate=0.05,
+            schedule="onecycle",
+            spike_factor=9.0,
+            measures=("grad_norms", "update_ratio"),
+        ),
+        "adafactor-linear-relative": RECIPE(
+            name="adafactor", schedule="linear", learning_rate=0.1, relative=1e-3, b1=0.0
+        ),
+    }.items()
+} | {"plain-sgd": guard.skip_nonfinite(transforms.scale_by_learning_rate(schedules.constant(0.05)))}
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -133,6 +148,42 @@ def test_accumulated_steps_are_whole_steps(tx, stream, rough, gap):
     state = init_state(rough(CONFIG), tx)
     # The gradients agree to 1e-6; Adam's first step divides them by their own size.
     assert gap(parts(state, stream[0])[0].params, whole(state, stream[0])[0].params) <= 1e-5
+
+
+def test_an_update_compiled_is_eager(tx, no_shape_checks, gap):
+    # Two leaves where the model has thirteen: what may break is in the transform, and tracing takes its time.
+    def draw(key):
+        shapes = {"blocks": {"ffn": {"up": (2, 6, 4)}}, "norm": (4,)}
+        return tree.update_in(shapes, lambda path, shape: random.normal(random.fold_in(key, path), shape))
+
+    def move(grads, opt_state, params):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return opt_state, apply_updates(params, updates)
+
+    compiled = torch.compile(move, backend="aot_eager", fullgraph=True)
+    one = two = (tx.init(draw(0)), draw(0))
+    for key in (1, 2):
+        one, two = move(draw(key), *one), compiled(draw(key), *two)
+    assert gap(two, one) <= 1e-5
+
+
+def test_a_sweep_is_its_runs_alone(stream, rough, gap):
+    rates, decays = (1e-3, 3e-3, 1e-2), (0.0, 0.1, 0.1)
+
+    def starts(sweep):
+        configs = [RECIPE(name="muon", learning_rate=r, weight_decay=d) for r, d in zip(rates, decays, strict=True)]
+        recipe = [recipes.make(config, 20, MATRIX, sweep=sweep) for config in configs]
+        return recipe, [init_state(rough(CONFIG), tx) for tx in recipe]
+
+    (any_one, *_), members = starts(sweep=True)
+    lift = pipe(partial(value_and_grad, engine="func"), step_with(any_one))
+    together = walk(ensemble(lift(LOSS)), gather(members), stream)
+    for e, (tx, state) in enumerate(zip(*starts(sweep=False), strict=True)):
+        alone, metrics = walk(pipe(value_and_grad, step_with(tx))(LOSS), state, stream)
+        assert gap(tree.map(lambda leaf, e=e: leaf[e], together[0].params), alone.params) <= 1e-5
+        assert together[1]["loss"][e] == pytest.approx(metrics["loss"].item(), rel=1e-5)
+        rate = transforms.find(alone.opt_state, transforms.ScheduleState).rate
+        assert transforms.find(together[0].opt_state, transforms.ScheduleState).rate[e] == pytest.approx(rate.item())
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
