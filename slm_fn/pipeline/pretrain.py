@@ -76,6 +76,7 @@ def _stage(config: Config, mixture: Mixture, tokenizer: Tokenizer, here: Ranks) 
         model_files=models.describe(shape, tokenizer, generation),
         data_hash=mixture.digest,
         here=here,
+        told=how.told,
     )
 
 

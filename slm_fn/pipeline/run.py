@@ -14,7 +14,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +27,10 @@ from slm_fn.core import files, tree
 from slm_fn.core.types import Params, Step, TrainState
 from slm_fn.data import stream
 from slm_fn.pipeline.ranks import ALONE, Ranks
-from slm_fn.train import checkpoint, runlog
-from slm_fn.train.loop import Outlets, Progress, TrainConfig, fit
+from slm_fn.train import board, checkpoint, runlog
+from slm_fn.train.hooks import Observe
+from slm_fn.train.loop import Outlets, TrainConfig, fit
+from slm_fn.train.meter import Progress
 
 Resume = Literal["auto", "never"]
 
@@ -45,7 +47,10 @@ class Stage(NamedTuple):
     model_files: Mapping[str, bytes]
     data_hash: str
     hooks: tuple[str, ...] = ()
+    observe: Observe | None = None
+    flops_per_token: int = 0
     here: Ranks = ALONE
+    told: tuple[str, ...] = ()
 
 
 class Interrupted(Exception):
@@ -75,7 +80,11 @@ def train(
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
     run, digest, here = Path(out), configs.digest(config), stage.here
+    if settings.tensorboard:
+        board.check()
     with _display(stage, settings, live) as display:
+        for line in stage.told:
+            display.note(line)
         state, progress, info = _restore(stage, settings, digest, run, resume, display.note)
         here.check_same(progress.step, f"checkpoints in {run}")
         if here.first:
@@ -105,23 +114,44 @@ def train(
                 runlog.append(run / runlog.SAMPLES, {"step": step, **row})
                 display.note(f"step {step}: {row['prompt']!r} -> {row['text']!r}")
 
-        def log(row: dict[str, Any]) -> None:
-            if here.first:
-                runlog.append(run / runlog.METRICS, row)
-
         def evaluate(params: Params) -> dict[str, float]:
             return stage.evaluate(tree.map(tree.whole, params))
 
-        with stop_signals() as asked, closing(batches):
+        with _diary(run, settings, here, progress.step) as log, stop_signals(here.first) as asked, closing(batches):
             outlets = Outlets(log, evaluate, sample, save, lambda: here.any(asked()), display)
-            _, progress = fit(stage.step, state, batches, settings, progress, outlets)
-        here.check_same(progress.step, "ends")
-        if progress.step < settings.total_steps:
-            raise Interrupted(
-                f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; "
-                "the same command goes on from there"
+            _, progress = fit(
+                stage.step, state, batches, settings, progress, outlets, stage.observe, stage.flops_per_token
             )
+            here.check_same(progress.step, "ends")
+            if progress.step < settings.total_steps:
+                raise Interrupted(
+                    f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; "
+                    "the same command goes on from there"
+                )
     return Outcome(place, progress, figures)
+
+
+@contextmanager
+def _diary(run: Path, settings: TrainConfig, here: Ranks, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Takes lines: to metrics.jsonl and, if asked for, TensorBoard. At the end run.json is told how the run ended."""
+    if not here.first:
+        yield lambda row: None
+        return
+    status = "failed"
+    try:
+        with board.scalars(run, step) if settings.tensorboard else nullcontext(lambda row: None) as scalars:
+
+            def log(row: dict[str, Any]) -> None:
+                runlog.append(run / runlog.METRICS, row)
+                scalars(row)
+
+            yield log
+        status = "done"
+    except Interrupted:
+        status = "stopped"
+        raise
+    finally:
+        runlog.tell(run, status=status)
 
 
 def _display(stage: Stage, settings: TrainConfig, live: bool | None) -> runlog.Display:
@@ -157,7 +187,7 @@ def _restore(
     _same_machine(info, settings, stage.here, note)
     state, info = checkpoint.load(place, stage.state)
     note(f"going on from {place}")
-    return state, Progress(info.step, info.position, info.tokens, info.seconds, info.best), info
+    return state, Progress(info.step, info.position, info.tokens, info.seconds, info.best, info.gathered), info
 
 
 def _same_machine(info: checkpoint.State, settings: TrainConfig, here: Ranks, note: Callable[[str], None]) -> None:
@@ -191,6 +221,7 @@ def _state_of(
         num_processes=stage.here.size,
         metrics=metrics,
         best=now.best,
+        gathered=now.gathered,
     )
 
 
@@ -214,6 +245,8 @@ def _describe_run(run: Path, stage: Stage, config: Config, settings: TrainConfig
         "processor": devices.processor(),
         "num_threads": devices.set_threads(0),
         "num_processes": stage.here.size,
+        "total_steps": settings.total_steps,
+        "status": "running",
         "command": sys.argv,
     }
     files.write(path, msgspec.json.format(msgspec.json.encode(told)) + b"\n")
@@ -228,7 +261,7 @@ def _git_commit() -> str | None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(loud: bool = True) -> Iterator[Callable[[], bool]]:
     """Turn Ctrl+C and SIGTERM into a question the loop asks after each step; a second one ends at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -239,7 +272,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        os.write(2, b"\nstopping after this step, saving first (once more to stop at once)\n")
+        if loud:
+            os.write(2, b"\nstopping after this step, saving first (once more to stop at once)\n")
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

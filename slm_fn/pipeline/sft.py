@@ -119,6 +119,7 @@ def stage(
         model_files=models.describe(model.config, model.tokenizer, model.generation),
         data_hash=data_hash,
         here=here,
+        told=how.told,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from slm_fn.core import device as devices
-from slm_fn.core import jit, random
+from slm_fn.core import jit, random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.grads import accumulate, remat, value_and_grad
 from slm_fn.core.types import Apply, Noisy, Objective, Params, Step, TrainState, Transform, ValueAndGrad
@@ -113,8 +113,20 @@ def plan(
         lifts = value_and_grad, partial(in_parts, num_micro), spread, step_with(tx, finish), whole
         return pipe(objective, *lifts)(in_training)
 
-    told = (f"engine {engine}: {reason}; {str(dtype).removeprefix('torch.')}",)
+    told = (f"engine {engine} ({reason}), {str(dtype).removeprefix('torch.')}", *_groups(shape, optim))
     return Plan(apply, tx, make, settings, here, settle, gpt.is_noisy(shape), engine, told)
+
+
+def _groups(shape: ModelConfig, optim: OptimConfig) -> list[str]:
+    """Which parameters are treated how, a line for each group."""
+    paths: list[str] = []
+    tree.update_in(gpt.spec(shape), lambda path, _: paths.append(path))
+    groups = recipes.groups(optim, paths, gpt.matrices(shape).__contains__)
+    return [
+        f"{group.name} on {', '.join(path.removeprefix('blocks/') for path in group.paths)}: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in group.settings.items())
+        for group in groups
+    ]
 
 
 def _seconds(shape: ModelConfig, settings: TrainConfig, here: Ranks, dtype: torch.dtype) -> float:

@@ -19,7 +19,7 @@ from slm_fn.optim.transforms import find
 
 
 def init_state(params: Params, tx: Transform) -> TrainState:
-    """The state before the first step. No two of its leaves are one tensor: a compiled step would be compiled for that."""
+    """The state before the first step. No two leaves are one tensor: a step compiled for that would be so once only."""
     device = tree.leaves(params)[0].device
     return TrainState(params, tree.map(torch.clone, tx.init(params)), torch.zeros((), dtype=torch.long, device=device))
 

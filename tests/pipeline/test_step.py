@@ -94,7 +94,7 @@ def test_a_dual_model_is_balanced_without_being_asked(config, batch):
 
 def test_the_engine_is_told_with_its_reason(config, monkeypatch):
     assert (
-        plan(config, next_token, OptimConfig(), TrainConfig()).told[0].startswith("engine eager: the run is too short")
+        plan(config, next_token, OptimConfig(), TrainConfig()).told[0].startswith("engine eager (the run is too short")
     )
     with pytest.raises(ValueError, match="needs a device that replays graphs"):
         plan(config, next_token, OptimConfig(), TrainConfig(engine="graph"))
