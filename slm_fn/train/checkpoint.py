@@ -31,7 +31,10 @@ WEIGHTS, AVERAGED, TRAIN_STATE, STATE = (
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint knows beside its tensors: its place in the run and the data, and what it was made with."""
+    """What a checkpoint knows beside its tensors: its place in the run and the data, and what it was made with.
+
+    `gathered` is the diary's open line: sums over the steps since the last, so that the next says what it would have.
+    """
 
     step: int
     position: int
@@ -46,12 +49,19 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_processes: int = 1
     metrics: dict[str, float] = {}
     best: float | None = None
+    gathered: tuple[tuple[str, float, float], ...] = ()
     checksums: dict[str, str] = {}
 
 
 def save_tree(path: Path | str, params: Any) -> None:
     """One safetensors file from any tree; names are paths. Sharded leaves are gathered, one at a time."""
     flat = {name: tree.whole(leaf.detach()).contiguous().cpu() for name, leaf in tree.paths(params).items()}
+    # A Transform may begin with one zero in several places; safetensors refuses tensors that share memory.
+    seen: set[int] = set()
+    for name, leaf in flat.items():
+        pointer = leaf.untyped_storage().data_ptr()
+        flat[name] = leaf.clone() if pointer in seen else leaf
+        seen.add(pointer)
     save_file(flat, str(path), metadata={"format": "pt"})
 
 

@@ -5,22 +5,25 @@ Invariant: what happens at step k depends on the state and on k alone, so a resu
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from slm_fn.core.compose import run
-from slm_fn.core.grads import is_count
-from slm_fn.core.types import Metrics, Params, Step, TrainState
+from slm_fn.core.types import Params, Step, TrainState
 from slm_fn.optim.guard import SkipState
-from slm_fn.optim.transforms import EmaState, ScheduleState, find
+from slm_fn.optim.transforms import EmaState, find
+from slm_fn.train.hooks import HookConfig, Observe
+from slm_fn.train.meter import Meter, Progress
 from slm_fn.train.runlog import Display
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long, in what batches, and how often to look. Intervals are in steps; 0 switches them off."""
+    """How long, in what batches, and how often to look. Intervals are in steps; 0 switches them off.
+
+    A run ends after more than `max_skipped` steps in a row that had to be skipped: one NaN may come from one batch, a
+    row of them does not go away. (fp16's overflows, by which its scale is found, do not count.)
+    """
 
     total_steps: int = 1000
     batch_size: int = 16
@@ -38,16 +41,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_threads: int = 0
     sharding: Literal["replicate", "shard"] = "replicate"
     max_skipped: int = 10
-
-
-class Progress(NamedTuple):
-    """Where a loop is: steps taken, batches read, targets seen, seconds spent, the best validation loss."""
-
-    step: int = 0
-    position: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best: float | None = None
+    hooks: HookConfig = HookConfig()
+    tensorboard: bool = False
 
 
 class Outlets(NamedTuple):
@@ -68,43 +63,86 @@ def trained(state: TrainState) -> Params:
 
 
 def fit(
-    step: Step, state: TrainState, batches: Iterator[Any], config: TrainConfig, progress: Progress, out: Outlets
+    step: Step,
+    state: TrainState,
+    batches: Iterable[Any],
+    config: TrainConfig,
+    progress: Progress,
+    out: Outlets,
+    observe: Observe | None = None,
+    flops_per_token: int = 0,
 ) -> tuple[TrainState, Progress]:
     """Train to `total_steps`, or until `out.stopping()`; a checkpoint is saved at the end either way.
 
-    Metrics are read from the device only at log lines.
+    Metrics are read from the device only where a line is due, and when a checkpoint is saved.
+
+    Args:
+        observe: asked before the step wherever a line is due; what it tells joins the line.
 
     Raises:
-        FloatingPointError: more than `max_skipped` steps in this run had a NaN or infinite gradient.
+        FloatingPointError: more than `max_skipped` steps in a row were skipped, for a NaN, an infinity or a spike. The
+            parameters are those before them, and saved.
     """
-    meter = _Meter(progress)
+    meter = Meter(progress, flops_per_token)
     figures: dict[str, float] = {}
-    saved = -1
-    for state, metrics in run(step, state, batches):
-        progress = meter.advance(metrics)
-        last = progress.step == config.total_steps or out.stopping()
-        if due(config.log_every, progress.step) or last:
-            row, progress = meter.read(state, metrics)
-            out.display.update(
-                progress.step, {"loss": meter.smooth, "lr": row.get("lr", 0.0), "tok_per_s": row["tok_per_s"]}
-            )
-            _check_skipped(state, config.max_skipped)
-            if due(config.eval_every, progress.step) or progress.step == config.total_steps:
-                figures = out.evaluate(trained(state))
-                progress = meter.judge(figures)
-                if figures:
-                    out.display.note(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-                row |= figures
+    for batch in meter.timed(batches):
+        number = meter.progress.step + 1
+        tells = is_line(config, number)
+        seen = observe(state, batch) if observe is not None and tells else {}
+        state, metrics = step(state, batch)
+        meter.advance(metrics)
+        last = out.stopping() or number == config.total_steps
+        if tells:
+            row = meter.line(state, seen)
+            out.display.update(number, _shown(meter, row))
+            with meter.aside():
+                row |= (judged := _judge(state, meter, config, out))
+            figures = judged or figures
             out.log(row)
-        if due(config.sample_every, progress.step):
-            out.sample(trained(state), progress.step)
-        if due(config.save_every, progress.step) or last:
-            saved = progress.step
-            out.display.note(f"step {saved}: saved {out.save(state, meter.settle(), figures)}")
-            figures = {}
+        faults = _faults(state) if tells else 0
+        with meter.aside():
+            if due(config.sample_every, number):
+                out.sample(trained(state), number)
+            if due(config.save_every, number) or last or faults > config.max_skipped:
+                place = out.save(state, meter.settle(), figures)
+                out.display.note(f"step {number}: saved {place}")
+                figures = {}
+        if faults > config.max_skipped:
+            raise FloatingPointError(advice(number, faults))
         if last:
             break
     return state, meter.settle()
+
+
+def is_line(config: TrainConfig, step: int) -> bool:
+    """Whether the diary gets a line at this step: at log intervals, where the model is judged, and at the end.
+
+    Where a run is stopped it gets none, so that a resumed diary reads as if never interrupted.
+    """
+    return due(config.log_every, step) or due(config.eval_every, step) or step == config.total_steps
+
+
+def _judge(state: TrainState, meter: Meter, config: TrainConfig, out: Outlets) -> dict[str, float]:
+    step = meter.progress.step
+    if not (due(config.eval_every, step) or step == config.total_steps):
+        return {}
+    figures = out.evaluate(trained(state))
+    meter.judge(figures)
+    if figures:
+        out.display.note(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+    return figures
+
+
+def _shown(meter: Meter, row: dict[str, Any]) -> dict[str, float]:
+    """What a person watches: the loss smoothed over lines, and the share of skipped steps once there are any."""
+    told = {"loss": meter.smooth, "lr": row.get("lr", 0.0), "tok_per_s": row["tok_per_s"]}
+    return told | ({"skipped": meter.skipped} if meter.skipped else {})
+
+
+def _faults(state: TrainState) -> int:
+    """How many steps in a row, this one the last, were skipped for a fault."""
+    skip = find(state.opt_state, SkipState)
+    return 0 if skip is None else int(skip.in_a_row)
 
 
 def due(interval: int, step: int) -> bool:
@@ -117,56 +155,11 @@ def due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _check_skipped(state: TrainState, limit: int) -> None:
-    skip = find(state.opt_state, SkipState)
-    if skip is not None and int(skip.skipped) > limit:
-        raise FloatingPointError(
-            f"{int(skip.skipped)} steps had a NaN or infinite gradient and were skipped; "
-            "lower optim.learning_rate, raise optim.warmup_steps, or set train.precision to float32"
-        )
-
-
-class _Meter:
-    """Counts steps, tokens and seconds of one loop; the one mutable thing in it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.smooth = progress, float("nan")
-        self.began = time.perf_counter() - progress.seconds
-        self.pending: list[Any] = []
-        self.mark = (progress.seconds, progress.tokens)
-
-    def advance(self, metrics: Metrics) -> Progress:
-        self.pending.append(metrics.get("tokens", metrics["weight"]))
-        self.progress = self.progress._replace(step=self.progress.step + 1, position=self.progress.position + 1)
-        return self.progress
-
-    def settle(self) -> Progress:
-        """Read the pending counts, which waits for the device."""
-        tokens = self.progress.tokens + sum(int(w) for w in self.pending)
-        self.pending.clear()
-        self.progress = self.progress._replace(tokens=tokens, seconds=time.perf_counter() - self.began)
-        return self.progress
-
-    def read(self, state: TrainState, metrics: Metrics) -> tuple[dict[str, Any], Progress]:
-        values = {name: float(value) for name, value in metrics.items() if not is_count(name)}
-        loss, now = values.pop("loss"), self.settle()
-        self.smooth = loss if self.smooth != self.smooth else 0.5 * self.smooth + 0.5 * loss
-        seconds, tokens = now.seconds - self.mark[0], now.tokens - self.mark[1]
-        self.mark = (now.seconds, now.tokens)
-        rate = find(state.opt_state, ScheduleState)
-        row = {
-            "step": now.step,
-            "tokens": now.tokens,
-            "train_loss": loss,
-            **({} if rate is None else {"lr": float(rate.rate)}),
-            **values,
-            "tok_per_s": round(tokens / max(seconds, 1e-9), 1),
-            "seconds": round(now.seconds, 3),
-        }
-        return row, now
-
-    def judge(self, figures: dict[str, float]) -> Progress:
-        value, best = figures.get("val_loss"), self.progress.best
-        if value is not None and (best is None or value < best):
-            self.progress = self.progress._replace(best=value)
-        return self.progress
+def advice(step: int, faults: int) -> str:
+    """What to say when a run goes wrong: what happened, what stands, what to try, where to look."""
+    return (
+        f"step {step}: the last {faults} steps were skipped, as their gradients were NaN, infinite or far too long; "
+        "the parameters from before them are saved. Lower optim.learning_rate, raise optim.warmup_steps, or set "
+        "train.precision to float32; to see where it begins, set optim.measures to [grad_norms] and "
+        "train.hooks.forward to [rms]"
+    )

@@ -41,6 +41,13 @@ def append(path: Path, row: dict[str, Any]) -> None:
         file.write(msgspec.json.encode(row) + b"\n")
 
 
+def tell(run: Path, **told: Any) -> None:
+    """Write values of run.json anew, as `status`; the others stay."""
+    path = run / RUN
+    before = msgspec.json.decode(path.read_bytes())
+    files.write(path, msgspec.json.format(msgspec.json.encode({**before, **told})) + b"\n")
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Every whole line of a `.jsonl` diary."""
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -52,7 +59,7 @@ class Display(Protocol):
     """What shows progress: a live bar, or plain lines."""
 
     def update(self, step: int, row: dict[str, float]) -> None:
-        """A step was taken; `row` holds smoothed loss, lr and tok/s."""
+        """A step was taken; `row` holds smoothed loss, lr, tok/s, and the share of skipped steps once there are any."""
 
     def note(self, text: str) -> None:
         """A line among the progress: a checkpoint, a validation, a sample."""
@@ -134,27 +141,5 @@ def describe(row: dict[str, float]) -> str:
         >>> describe({"loss": 2.345678, "lr": 0.001, "tok_per_s": 12345.6})
         'loss 2.346  lr 1.0e-03  12,346 tok/s'
     """
-    forms = {"loss": "loss {:.3f}", "lr": "lr {:.1e}", "tok_per_s": "{:,.0f} tok/s"}
+    forms = {"loss": "loss {:.3f}", "lr": "lr {:.1e}", "tok_per_s": "{:,.0f} tok/s", "skipped": "{:.1%} skipped"}
     return "  ".join(form.format(row[name]) for name, form in forms.items() if name in row)
-
-
-def table(root: Path) -> list[dict[str, Any]]:
-    """One row per run under a folder, oldest first: where, when, how far, how well."""
-    rows = []
-    for path in sorted(root.rglob(RUN)):
-        told, lines = msgspec.json.decode(path.read_bytes()), read(path.parent / METRICS)
-        last = lines[-1] if lines else {}
-        judged = next((line["val_loss"] for line in reversed(lines) if "val_loss" in line), None)
-        rows.append(
-            {
-                "run": str(path.parent),
-                "stage": told["stage"],
-                "started": told["started"],
-                "step": last.get("step", 0),
-                "tokens": last.get("tokens", 0),
-                "train_loss": last.get("train_loss"),
-                "val_loss": judged,
-                "seconds": last.get("seconds"),
-            }
-        )
-    return sorted(rows, key=lambda row: row["started"])
