@@ -1,12 +1,14 @@
-"""The decoder's config, spec, init, count and flops; its laws are in tests/laws/test_models.py."""
+"""The decoder's init, cache and calls; its laws are in tests/laws/test_models.py."""
 
 import math
+from functools import partial
 
 import msgspec
 import pytest
 import torch
 
 from slm_fn.core import tree
+from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.nn.positions import frequencies, rope_table
 
@@ -77,13 +79,6 @@ def test_matrices_are_chosen_by_path_never_by_shape():
     assert len(gpt.matrices(config)) == 7
 
 
-def test_count_and_flops_by_hand():
-    config = gpt.ModelConfig(vocab_size=100, dim=8, num_layers=3, num_heads=2, num_kv_heads=1, ffn_dim=10, tied=False)
-    block = 8 * 8 + 4 * 8 + 4 * 8 + 8 * 8 + 3 * 8 * 10
-    assert gpt.count(config) == 3 * (block + 2 * 8) + 2 * 100 * 8 + 8
-    assert gpt.flops(config, 16) == 6 * (3 * block + 100 * 8) + 12 * 3 * 8 * 16 // 2
-
-
 def test_a_cache_fits_the_model(config, rough):
     past = gpt.init_cache(config, tree.cast(rough(config), torch.bfloat16), batch=3)
     assert past.k.shape == (2, 3, config.context, 2, 8)
@@ -112,3 +107,42 @@ def test_places_count_from_zero_in_every_segment(config, rough, batch):
     want = rope_table(places, frequencies(config.head_dim, config.rope_theta), torch.float32)
     assert len(seen) == config.num_layers
     assert all(torch.equal(a, b) for table in seen for a, b in zip(table, want, strict=True))
+
+
+def test_a_cache_longer_than_the_learned_places_is_refused(config, rough):
+    learned = msgspec.structs.replace(config, positions="learned")
+    assert gpt.init_cache(learned, rough(learned), 1).k.shape[2] == config.context
+    with pytest.raises(ValueError, match="a cache of 33 is longer than the 32 positions that the model learned"):
+        gpt.init_cache(learned, rough(learned), 1, size=33)
+
+
+def test_alibi_reads_rows_longer_than_any_it_was_trained_on(config, rough, batch):
+    short = msgspec.structs.replace(config, positions="alibi")
+    long = msgspec.structs.replace(short, context=2 * config.context)
+    tokens, params = batch(config, rows=3, length=2 * config.context - 1).tokens, rough(short)
+    first = gpt.apply(short, params, tokens[:, : config.context])[0]
+    assert (gpt.apply(long, params, tokens)[0][:, : config.context] - first).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
+def test_shifting_every_place_changes_nothing(config, rough, batch, positions):
+    # Padding in front, hidden by segments: distances are the same, places are not.
+    shape = msgspec.structs.replace(config, positions=positions, rope_scaling=gpt.RopeScaling())
+    params, tokens = rough(shape), batch(config, rows=2, length=9).tokens
+    past = gpt.init_cache(shape, params, batch=2)
+    alone = gpt.apply(shape, params, tokens, past)[0]
+    after = torch.cat([tokens.flip(1), tokens], 1)
+    packed = gpt.apply(shape, params, after, segments=torch.arange(20)[None].expand(2, 20) // 10)[0]
+    assert (packed[:, 10:] - alone).abs().max() < 1e-4
+
+
+def test_the_soft_cap_reaches_every_head(config, rough, batch):
+    capped = msgspec.structs.replace(config, logit_softcap=0.5)
+    params, rows = rough(config), batch(config)
+    plain, bent = (gpt.apply(shape, params, rows.tokens)[0] for shape in (config, capped))
+    assert torch.allclose(bent, 0.5 * torch.tanh(plain / 0.5), atol=1e-6)
+    assert bent.abs().max() < 0.5
+    for chunked in (True, False):
+        loss, _ = next_token(partial(gpt.apply, capped), chunked=chunked)(params, rows)
+        logp = bent[:, :-1].log_softmax(-1).gather(-1, rows.tokens[:, 1:, None]).squeeze(-1)
+        assert abs(loss + (logp * rows.mask).sum() / rows.mask.sum()) < 1e-5

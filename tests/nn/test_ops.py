@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slm_fn.core import random
-from slm_fn.nn.ops import embed, linear, rms_norm
+from slm_fn.nn.ops import affine, embed, layer_norm, linear, logits, rms_norm
 
 
 def test_linear_is_a_product_in_the_activations_dtype():
@@ -43,6 +43,29 @@ def test_rms_norm_is_its_formula():
     want = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * gain
     assert torch.allclose(rms_norm(gain, x, 0.1), want, atol=1e-6)
     assert rms_norm(gain, x.bfloat16(), 0.1).dtype == torch.bfloat16
+
+
+def test_layer_norm_is_its_formula():
+    x, gain, bias = random.normal(0, (2, 3, 4)) * 5 + 2, random.normal(1, (4,)), random.normal(2, (4,))
+    centred = x - x.mean(-1, keepdim=True)
+    want = centred / (centred.square().mean(-1, keepdim=True) + 0.1).sqrt() * gain
+    assert torch.allclose(layer_norm(gain, None, x, 0.1), want, atol=1e-6)
+    assert torch.allclose(layer_norm(gain, bias, x, 0.1), want + bias, atol=1e-6)
+    assert layer_norm(gain, bias, x.bfloat16(), 0.1).dtype == torch.bfloat16
+
+
+def test_affine_adds_a_bias_where_there_is_one():
+    w, b, x = random.normal(0, (5, 3)), random.normal(1, (5,)), random.normal(2, (2, 4, 3))
+    assert torch.equal(affine({"q": w}, "q", x), linear(w, x))
+    assert torch.equal(affine({"q": w, "q_bias": b}, "q", x), linear(w, x) + b)
+    assert affine({"q": w, "q_bias": b}, "q", x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_soft_cap_bends_logits_below_it():
+    w, x = random.normal(0, (5, 3)), 4 * random.normal(2, (2, 4, 3))
+    assert torch.equal(logits(w, x), linear(w, x))
+    assert torch.allclose(logits(w, x, softcap=2.0), 2 * torch.tanh(linear(w, x) / 2))
+    assert torch.allclose(logits(w, x / 1000, softcap=2.0), linear(w, x / 1000), atol=1e-6)
 
 
 def test_shapes_are_checked_in_tests():
