@@ -150,8 +150,11 @@ def test_accumulated_steps_are_whole_steps(tx, stream, rough, gap):
     assert gap(parts(state, stream[0])[0].params, whole(state, stream[0])[0].params) <= 1e-5
 
 
-def test_an_update_compiled_is_eager(tx, no_shape_checks, gap):
+@pytest.mark.parametrize("name", ["adamw-wsd-ema", "muon", "lion", "sgd-onecycle-spikes-measures", "adafactor"])
+def test_an_update_compiled_is_eager(name, no_shape_checks, gap):
     # Two leaves where the model has thirteen: what may break is in the transform, and tracing takes its time.
+    tx = OPTIMIZERS[name]
+
     def draw(key):
         shapes = {"blocks": {"ffn": {"up": (2, 6, 4)}}, "norm": (4,)}
         return tree.update_in(shapes, lambda path, shape: random.normal(random.fold_in(key, path), shape))
@@ -164,7 +167,8 @@ def test_an_update_compiled_is_eager(tx, no_shape_checks, gap):
     one = two = (tx.init(draw(0)), draw(0))
     for key in (1, 2):
         one, two = move(draw(key), *one), compiled(draw(key), *two)
-    assert gap(two, one) <= 1e-5
+    # Muon makes small singular values large, and what was rounded in them with them.
+    assert gap(two, one) <= (1e-4 if name == "muon" else 1e-5)
 
 
 def test_a_sweep_is_its_runs_alone(stream, rough, gap):
@@ -187,9 +191,8 @@ def test_a_sweep_is_its_runs_alone(stream, rough, gap):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
-@pytest.mark.parametrize("name", ["adamw-wsd-ema", "muon"])
-def test_a_whole_step_compiled_is_eager(name, stream, rough, no_shape_checks, gap):
-    tx = OPTIMIZERS[name]
+def test_a_whole_step_compiled_is_eager(stream, rough, no_shape_checks, gap):
+    tx = OPTIMIZERS["adamw-wsd-ema"]
     step = pipe(partial(value_and_grad, engine="func"), step_with(tx))(LOSS)
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     state = init_state(rough(CONFIG), tx)
