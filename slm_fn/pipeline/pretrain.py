@@ -77,6 +77,9 @@ def _stage(config: Config, mixture: Mixture, tokenizer: Tokenizer, here: Ranks) 
         data_hash=mixture.digest,
         here=here,
         told=how.told,
+        observe=how.observe,
+        hooks=how.hooks,
+        flops_per_token=gpt.flops(shape, mixture.packs[0].info.seq_len),
     )
 
 

@@ -120,6 +120,8 @@ def stage(
         data_hash=data_hash,
         here=here,
         told=how.told,
+        observe=how.observe,
+        hooks=how.hooks,
     )
 
 

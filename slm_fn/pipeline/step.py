@@ -17,6 +17,7 @@ from slm_fn.core.compose import pipe
 from slm_fn.core.grads import accumulate, remat, value_and_grad
 from slm_fn.core.types import Apply, Noisy, Objective, Params, Step, TrainState, Transform, ValueAndGrad
 from slm_fn.data import stream
+from slm_fn.lift import taps
 from slm_fn.lift.noise import noisy
 from slm_fn.lift.routing import balanced
 from slm_fn.nn import gpt
@@ -25,7 +26,8 @@ from slm_fn.optim import recipes
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.pipeline import limits
 from slm_fn.pipeline.ranks import ALONE, Ranks
-from slm_fn.train import memory
+from slm_fn.train import hooks, memory
+from slm_fn.train.hooks import Observe
 from slm_fn.train.loop import TrainConfig
 from slm_fn.train.step import init_state, step_with
 
@@ -36,7 +38,8 @@ USUAL_SHARE = 0.5
 class Plan(NamedTuple):
     """How to train: the model as it is judged, the optimizer, and the step for a number of parts of the batch.
 
-    `settle` puts fresh parameters where the step wants them: on this process's shards. `told` are lines for a person.
+    `settle` puts fresh parameters where the step wants them: on this process's shards. `told` are lines for a person,
+    `observe` is what the hooks of the config look at, of which `hooks` are the names.
     """
 
     apply: Apply
@@ -48,6 +51,8 @@ class Plan(NamedTuple):
     is_noisy: bool = False
     engine: jit.Engine = "eager"
     told: tuple[str, ...] = ()
+    observe: Observe | None = None
+    hooks: tuple[str, ...] = ()
 
     @property
     def step(self) -> Step:
@@ -114,7 +119,18 @@ def plan(
         return pipe(objective, *lifts)(in_training)
 
     told = (f"engine {engine} ({reason}), {str(dtype).removeprefix('torch.')}", *_groups(shape, optim))
-    return Plan(apply, tx, make, settings, here, settle, gpt.is_noisy(shape), engine, told)
+    observe = _observer(objective, apply, settings, here)
+    names = hooks.names(settings.hooks, optim.measures)
+    return Plan(apply, tx, make, settings, here, settle, gpt.is_noisy(shape), engine, told, observe, names)
+
+
+def _observer(objective: Objective, apply: Apply, settings: TrainConfig, here: Ranks) -> Observe | None:
+    """What the forward hooks see, by the plain model: a tap that reached a compiled block would compile it anew."""
+    if not settings.hooks.forward:
+        return None
+    watched = hooks.watched(settings.hooks)(objective)
+    over, _ = _over(here, "replicate")
+    return hooks.observer(pipe(taps.observe, accumulate(settings.accumulate), over)(watched(apply)))
 
 
 def _groups(shape: ModelConfig, optim: OptimConfig) -> list[str]:

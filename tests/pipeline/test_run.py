@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import torch
 
+from slm_fn import config as configs
 from slm_fn.pipeline.pretrain import pretrain
 from slm_fn.pipeline.run import Interrupted
 from slm_fn.train import checkpoint, meter, runlog
@@ -161,3 +162,42 @@ def test_killed_at_ten_moments_ends_with_the_same_bits(road, tmp_path):
     last = [checkpoint.newest(tmp_path / name)[0] for name in ("whole", "killed")]
     assert tensors(last[0]) == tensors(last[1])
     assert diary(tmp_path / "whole")[-1] == diary(run)[-1]
+
+
+def with_hooks(config):
+    hooked = configs.override(
+        msgspec.to_builtins(config),
+        [
+            "pretrain.train.hooks.forward=[rms, zeros]",
+            "pretrain.train.hooks.taps=['*/ffn', final]",
+            "pretrain.optim.measures=[grad_norms]",
+            "pretrain.train.tensorboard=true",
+        ],
+    )
+    return configs.convert(hooked, "here", configs.Config)
+
+
+def test_a_run_with_hooks_is_the_run_without_and_says_more(road, undisturbed, tmp_path):
+    plain, done = undisturbed
+    config, out = with_hooks(road.config), tmp_path / "run"
+    with pytest.raises(Interrupted, match="step 5"):
+        stop_after(road._replace(config=config), out, 5)
+    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
+    again = pretrain(config, road.pack, out, "cpu", live=False)
+    assert tensors(again.checkpoint)[checkpoint.WEIGHTS] == tensors(done.checkpoint)[checkpoint.WEIGHTS]
+    assert tensors(again.checkpoint)[checkpoint.AVERAGED] == tensors(done.checkpoint)[checkpoint.AVERAGED]
+    told = json.loads((out / "run.json").read_text())
+    hooked = [f"forward/{tap}/{stat}" for tap in ("*/ffn", "final") for stat in ("rms", "zeros")]
+    assert told["hook_list"] == [*hooked, "update/grad_norms"]
+    assert (told["status"], told["total_steps"]) == ("done", 12)
+    rows, before = diary(out), diary(plain)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    acts = {f"acts/{tap}/{stat}" for tap in ("0/ffn", "1/ffn", "final") for stat in ("rms", "zeros")}
+    for row, other in zip(rows, before, strict=True):
+        assert acts < row.keys()
+        assert row["acts/final/rms"] > 0
+        assert row["grad_norm/blocks/attn/q"] >= 0
+        assert {name: row[name] for name in other} == other
+    whole = pretrain(config, road.pack, tmp_path / "whole", "cpu", live=False)
+    assert diary(whole.checkpoint.parents[1]) == rows
+    assert list((out / "tensorboard").iterdir())
