@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import msgspec
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.lift.ensemble import ensemble, gather
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
-from slm_fn.optim import guard, recipes, schedules, transforms
+from slm_fn.optim import recipes, transforms
 from slm_fn.optim.combine import apply_updates
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.train.step import init_state, step_with
@@ -20,6 +21,7 @@ CONFIG = gpt.ModelConfig(
     vocab_size=48, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, context=16, tied=False, qk_norm=True
 )
 LOSS = next_token(partial(gpt.apply, CONFIG))
+SHALLOW = msgspec.structs.replace(CONFIG, num_layers=1)  # what is compiled whole: tracing takes its time
 MATRIX = gpt.matrices(CONFIG).__contains__
 RECIPE = partial(OptimConfig, learning_rate=3e-3, warmup_steps=2)
 OPTIMIZERS = {
@@ -27,23 +29,13 @@ OPTIMIZERS = {
     for name, config in {
         "adamw": RECIPE(),
         "muon": RECIPE(name="muon"),
-        "lion": RECIPE(name="lion", learning_rate=1e-3),
-        "sgd": RECIPE(name="sgd", learning_rate=0.02),
-        "adafactor": RECIPE(name="adafactor"),
+        "lion": RECIPE(name="lion", learning_rate=1e-3, schedule="constant", weight_decay=0.0, clip=0.0),
+        "sgd": RECIPE(name="sgd", learning_rate=0.05, schedule="onecycle", spike_factor=9.0),
+        "adafactor": RECIPE(name="adafactor", measures=("grad_norms", "update_ratio")),
+        "adafactor-relative": RECIPE(name="adafactor", schedule="linear", learning_rate=0.1, relative=1e-3, b1=0.0),
         "adamw-wsd-ema": RECIPE(schedule="wsd", ema_decay=0.9),
-        "muon-constant-no-decay-no-clip": RECIPE(name="muon", schedule="constant", weight_decay=0.0, clip=0.0),
-        "sgd-onecycle-spikes-measures": RECIPE(
-            name="sgd",
-            learning_rate=0.05,
-            schedule="onecycle",
-            spike_factor=9.0,
-            measures=("grad_norms", "update_ratio"),
-        ),
-        "adafactor-linear-relative": RECIPE(
-            name="adafactor", schedule="linear", learning_rate=0.1, relative=1e-3, b1=0.0
-        ),
     }.items()
-} | {"plain-sgd": guard.skip_nonfinite(transforms.scale_by_learning_rate(schedules.constant(0.05)))}
+}
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -150,7 +142,7 @@ def test_accumulated_steps_are_whole_steps(tx, stream, rough, gap):
     assert gap(parts(state, stream[0])[0].params, whole(state, stream[0])[0].params) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["adamw-wsd-ema", "muon", "lion", "sgd-onecycle-spikes-measures", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw-wsd-ema", "muon", "lion", "sgd", "adafactor"])
 def test_an_update_compiled_is_eager(name, no_shape_checks, gap):
     # Two leaves where the model has thirteen: what may break is in the transform, and tracing takes its time.
     tx = OPTIMIZERS[name]
@@ -192,17 +184,17 @@ def test_a_sweep_is_its_runs_alone(stream, rough, gap):
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
 def test_a_whole_step_compiled_is_eager(stream, rough, no_shape_checks, gap):
-    tx = OPTIMIZERS["adamw-wsd-ema"]
-    step = pipe(partial(value_and_grad, engine="func"), step_with(tx))(LOSS)
+    tx, loss = OPTIMIZERS["adamw-wsd-ema"], next_token(partial(gpt.apply, SHALLOW))
+    step = pipe(partial(value_and_grad, engine="func"), step_with(tx))(loss)
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    state = init_state(rough(CONFIG), tx)
+    state = init_state(rough(SHALLOW), tx)
     assert gap(walk(compiled, state, stream[:2]), walk(step, state, stream[:2])) <= 1e-5
 
 
 def test_a_whole_ensemble_compiled_is_eager(stream, rough, no_shape_checks, gap):
     # Dynamo has no vmap rule for an autograd.Function: the plain loss it is.
-    tx, loss = OPTIMIZERS["adamw"], next_token(partial(gpt.apply, CONFIG), chunked=False)
+    tx, loss = OPTIMIZERS["adamw"], next_token(partial(gpt.apply, SHALLOW), chunked=False)
     step = torch.func.vmap(pipe(partial(value_and_grad, engine="func"), step_with(tx))(loss), in_dims=(0, None))
-    states = tree.stack(*(init_state(rough(CONFIG, key), tx) for key in range(2)))
+    states = tree.stack(*(init_state(rough(SHALLOW, key), tx) for key in range(2)))
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     assert gap(compiled(states, stream[0]), step(states, stream[0])) <= 1e-5
