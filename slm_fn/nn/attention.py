@@ -48,7 +48,9 @@ def add_alibi(
     References: arXiv 2108.12409.
     """
     distance_BTS = positions_BT[..., None] - torch.arange(bias_B1TS.shape[-1], device=bias_B1TS.device)
-    fall = torch.tensor(slopes, device=bias_B1TS.device)[:, None, None] * distance_BTS[:, None]
+    # Filled on the device: a tensor made of a list is uploaded, which a recorded graph cannot hold.
+    slopes_H = torch.stack([torch.full((), slope, device=bias_B1TS.device) for slope in slopes])
+    fall = slopes_H[:, None, None] * distance_BTS[:, None]
     return bias_B1TS - fall.to(bias_B1TS.dtype)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 import msgspec
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slm_fn.core import tree
 from slm_fn.core.types import Noisy
@@ -113,3 +114,49 @@ def test_a_compiled_step_is_the_step(config, rough, batch, gap, no_shape_checks,
     assert gap(found["compile"], found["eager"]) <= 1e-5
     # One compilation serves every layer, and one the optimizer.
     assert len(torch._dynamo.utils.compilation_time_metrics["_compile.compile_inner"]) == 2
+
+
+class _Told(TorchDispatchMode):
+    """Collects what a GPU would have to wait for, or a graph could not record: reads, uploads, shapes made of data."""
+
+    WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITS:
+            self.found.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+SHAPES = {
+    "llama": {},
+    "gpt": {"norm": "layer", "ffn": "gelu", "positions": "learned", "biases": "all", "dropout": 0.1},
+    "alibi-window": {"positions": "alibi", "window": 5, "attn_softcap": 5.0, "logit_softcap": 9.0},
+    "yarn-dual-drop": {
+        "ffn": "dual",
+        "dual": gpt.DualConfig(drop=True),
+        "rope_scaling": gpt.RopeScaling(kind="yarn", factor=2.0),
+    },
+}
+OPTIMS = {
+    "adamw": OptimConfig(ema_decay=0.9, spike_factor=4.0),
+    "muon-onecycle": OptimConfig(name="muon", schedule="onecycle"),
+    "lion": OptimConfig(name="lion", schedule="linear"),
+    "adafactor": OptimConfig(name="adafactor", schedule="wsd"),
+    "sgd": OptimConfig(name="sgd", schedule="constant"),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "optim"), [*zip(SHAPES, ["adamw"] * 4, strict=True), *zip(["llama"] * 4, OPTIMS, strict=False)]
+)
+def test_a_step_waits_for_nothing(config, batch, shape, optim):
+    shape = msgspec.structs.replace(config, **SHAPES[shape])
+    how = plan(shape, next_token, OPTIMS[optim], TrainConfig(precision="bfloat16", accumulate=2, batch_size=4))
+    state, rows = how.begin(gpt.init(shape, 0)), how.batches(lambda at: batch(shape, rows=4))(0)
+    with _Told() as told:
+        how.step(state, rows)
+    assert told.found == []
