@@ -92,7 +92,7 @@ def train(
             _describe_run(run, stage, config, settings, digest)
         device = tree.leaves(state)[0].device
         batches = stream.prefetch(
-            lambda position: tree.to_device(stage.batch_at(position), device), progress.position, settings.total_steps
+            lambda position: devices.upload(stage.batch_at(position), device), progress.position, settings.total_steps
         )
         figures: dict[str, float] = dict(info.metrics) if info else {}
         place = checkpoint.folder_of(run, progress.step)
