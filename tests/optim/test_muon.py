@@ -48,10 +48,10 @@ def test_orthogonalize_is_batched_and_blind_to_scale(kind, gap):
 
     g = random.normal(5, (4, 6, 10))
     together = turn(g)
-    assert gap({"w": together}, {"w": torch.stack([turn(one) for one in g])}) <= 1e-6
+    assert gap({"w": together}, {"w": torch.stack([turn(one) for one in g])}) <= 1e-5
     assert gap({"w": turn(g * torch.tensor([1e-4, 1, 10, 1e4])[:, None, None])}, {"w": together}) <= 1e-4
     assert gap({"w": turn(g.mT)}, {"w": together.mT}) <= 1e-5
-    assert gap({"w": turn(g.reshape(2, 2, 6, 10))}, {"w": together.reshape(2, 2, 6, 10)}) <= 1e-6
+    assert gap({"w": turn(g.reshape(2, 2, 6, 10))}, {"w": together.reshape(2, 2, 6, 10)}) <= 1e-5
     assert torch.equal(turn(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
