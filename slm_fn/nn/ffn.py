@@ -72,7 +72,8 @@ def dual(
 
     References: arXiv 2101.03961.
     """
-    gate_BT2 = (linear(params["router"], x).float() / config.dual.temperature).softmax(-1)
+    # In float32 (Switch's selective precision): rounded, a token on the fence would go another way when decoded.
+    gate_BT2 = (linear(params["router"], x.float()) / config.dual.temperature).softmax(-1)
     chosen_BT = gate_BT2[..., 1] > gate_BT2[..., 0]
     lite_BTD = gated(params["lite"], x, F.silu)
     if training and config.dual.drop:

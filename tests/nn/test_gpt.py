@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import torch
 
-from slm_fn.core import tree
+from slm_fn.core import random, tree
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.nn.positions import frequencies, rope_table
@@ -146,3 +146,85 @@ def test_the_soft_cap_reaches_every_head(config, rough, batch):
         loss, _ = next_token(partial(gpt.apply, capped), chunked=chunked)(params, rows)
         logp = bent[:, :-1].log_softmax(-1).gather(-1, rows.tokens[:, 1:, None]).squeeze(-1)
         assert abs(loss + (logp * rows.mask).sum() / rows.mask.sum()) < 1e-5
+
+
+def from_gpt2(state, num_layers):
+    """GPT-2's weights, which lie the other way round and with q, k and v in one, by our names."""
+
+    def layers(name, rows=None, turn=False):
+        parts = [state[f"transformer.h.{i}.{name}"] for i in range(num_layers)]
+        parts = [w.T if turn else w for w in parts]
+        return torch.stack([w if rows is None else w.chunk(3)[rows] for w in parts])
+
+    qkv = {
+        name + ending: layers(f"attn.c_attn.{part}", i, part == "weight")
+        for i, name in enumerate("qkv")
+        for ending, part in (("", "weight"), ("_bias", "bias"))
+    }
+    dense = lambda name, theirs: {name: layers(f"{theirs}.weight", turn=True), f"{name}_bias": layers(f"{theirs}.bias")}  # noqa: E731
+    norm = lambda name, theirs: {name: layers(f"{theirs}.weight"), f"{name}_bias": layers(f"{theirs}.bias")}  # noqa: E731
+    return {
+        "embed": state["transformer.wte.weight"],
+        "positions": state["transformer.wpe.weight"],
+        "blocks": {
+            **norm("attn_norm", "ln_1"),
+            "attn": {**qkv, **dense("o", "attn.c_proj")},
+            **norm("ffn_norm", "ln_2"),
+            "ffn": {**dense("up", "mlp.c_fc"), **dense("down", "mlp.c_proj")},
+        },
+        "norm": state["transformer.ln_f.weight"],
+        "norm_bias": state["transformer.ln_f.bias"],
+    }
+
+
+def shaken(peer):
+    """The parameters of a model that was no longer fresh, by name; a tied head is not among them."""
+    for name, w in peer.named_parameters():
+        w.data += random.normal(random.fold_in(1, name), w.shape, 0.1)
+    return {name: w.detach() for name, w in peer.named_parameters()}
+
+
+def test_the_gpt_options_are_gpt_2(batch):
+    transformers = pytest.importorskip("transformers")
+    told = transformers.GPT2Config(
+        vocab_size=64, n_positions=24, n_embd=32, n_layer=2, n_head=4, n_inner=48, activation_function="gelu"
+    )
+    peer = transformers.GPT2LMHeadModel(told).eval()
+    config = gpt.ModelConfig(
+        vocab_size=64, dim=32, num_layers=2, ffn_dim=48, context=24,
+        norm="layer", ffn="gelu", positions="learned", biases="all", norm_eps=told.layer_norm_epsilon,
+    )  # fmt: skip
+    params, tokens = from_gpt2(shaken(peer), 2), batch(config).tokens
+    assert tree.paths(params).keys() == tree.paths(gpt.init(config, 0)).keys()
+    got, want = gpt.apply(config, params, tokens)[0], peer(tokens).logits
+    assert (got - want).abs().max() < 1e-4
+    assert want.std() > 0.1
+
+
+@pytest.mark.parametrize("num_heads", [4, 6])
+def test_alibi_is_mpt_s(batch, num_heads):
+    transformers = pytest.importorskip("transformers")
+    told = transformers.MptConfig(
+        vocab_size=64, max_seq_len=24, d_model=8 * num_heads, n_layers=2, n_heads=num_heads, expansion_ratio=2
+    )
+    peer = transformers.MptForCausalLM(told).eval()
+    config = gpt.ModelConfig(
+        vocab_size=64, dim=8 * num_heads, num_layers=2, num_heads=num_heads, num_kv_heads=num_heads,
+        ffn_dim=16 * num_heads, context=24, norm="layer", ffn="gelu", positions="alibi",
+    )  # fmt: skip
+    state, tokens = shaken(peer), batch(config).tokens
+    layers = lambda name: torch.stack([state[f"transformer.blocks.{i}.{name}.weight"] for i in range(2)])  # noqa: E731
+    q, k, v = layers("attn.Wqkv").chunk(3, 1)
+    params = {
+        "embed": state["transformer.wte.weight"],
+        "blocks": {
+            "attn_norm": layers("norm_1"),
+            "attn": {"q": q, "k": k, "v": v, "o": layers("attn.out_proj")},
+            "ffn_norm": layers("norm_2"),
+            "ffn": {"up": layers("ffn.up_proj"), "down": layers("ffn.down_proj")},
+        },
+        "norm": state["transformer.norm_f.weight"],
+    }
+    got, want = gpt.apply(config, params, tokens)[0], peer(tokens).logits
+    assert (got - want).abs().max() < 1e-4
+    assert want.std() > 0.1
