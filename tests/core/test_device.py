@@ -28,6 +28,8 @@ def test_what_is_not_here_is_refused_in_one_line(name):
 def test_precision_names():
     assert device.dtype_of("float32", CPU) == torch.float32
     assert device.dtype_of("bfloat16", CPU) == torch.bfloat16
+    assert device.dtype_of("float16", CPU) == torch.float16
+    assert device.dtype_of("tf32", CPU) == torch.float32
     assert device.dtype_of("auto", CPU) == device.precision(CPU)
     with pytest.raises(ValueError, match="'float64' is not one of"):
         device.dtype_of("float64", CPU)
@@ -94,3 +96,41 @@ def test_small_questions_about_tensors_and_clocks():
     assert not device.wants_contiguous(x)
     assert device.synchronize(CPU) is None
     assert device.processor()
+
+
+def test_steps_after_the_first_ones_ask_the_kernel_for_no_memory():
+    if not device.keep_freed_memory():
+        return  # another C library
+    resource = pytest.importorskip("resource")
+    work = lambda: torch.ones(1 << 23).exp().add(1)  # noqa: E731 - three blocks of 32 MiB
+    for _ in range(8):  # until the heap has settled
+        work()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        work()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # by default 24,000 pages a turn
+
+
+def test_tf32_is_allowed_and_forbidden_again():
+    before = torch.get_float32_matmul_precision()
+    try:
+        device.allow_tf32(True)
+        assert torch.get_float32_matmul_precision() == "high"
+        device.allow_tf32(False)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_where_nothing_is_recorded_the_work_itself_is_done_again():
+    cpu, done = torch.device("cpu"), []
+    with device.side_stream(cpu):
+        again = device.record(cpu, lambda: done.append(1) or len(done))
+    assert done == []  # recording does no work
+    assert [again(), again()] == [1, 2]
+    assert not device.can_capture(cpu)
+
+
+def test_a_batch_is_uploaded_whole(config, batch, same):
+    rows = batch(config)
+    assert same(device.upload(rows, torch.device("cpu")), rows)
