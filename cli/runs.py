@@ -63,7 +63,7 @@ def table(folder: Path, sort: str, as_json: bool) -> None:
     if as_json:
         options.print_json(rows)
         return
-    columns = ["run", "stage", "status", "steps", "tokens", "loss", "val", "best val", "tok/s", "device", "age"]
+    columns = ["run", "stage", "status", "steps", "tokens", "loss", "best val", "tok/s", "device", "age"]
     options.print_table(str(folder), columns, [_cells(row, folder) for row in rows])
 
 
@@ -82,8 +82,8 @@ def _cells(row: dict[str, Any], folder: Path) -> list[str]:
     path = Path(row["run"])
     inside = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
     total = row["total_steps"]
-    steps = f"{row['step']:,}" + (f" / {total:,} ({row['step'] / max(1, total):.0%})" if total else "")
-    losses = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("train_loss", "val_loss", "best_val_loss"))
+    steps = f"{row['step']:,}" + (f" / {total:,}" if total else "")
+    losses = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("train_loss", "best_val_loss"))
     rate = "" if row["tok_per_s"] is None else f"{row['tok_per_s']:,.0f}"
     status = row["status"] + (f", {row['skipped']} skipped" if row["skipped"] else "")
     told = [inside, row["stage"] or "", status, steps, _short(row["tokens"]), *losses]

@@ -153,8 +153,8 @@ def check(path: Path | str) -> Path:
     return path
 
 
-def save(panels: Sequence[Panel], path: Path | str) -> Path:
-    """Draw panels side by side and write the picture, atomically.
+def save(panels: Sequence[Panel], path: Path | str, columns: int | None = None) -> Path:
+    """Draw panels side by side, in rows of `columns`, and write the picture, atomically.
 
     Raises:
         ValueError: nothing to draw, a name of another kind, or matplotlib is not installed.
@@ -166,8 +166,11 @@ def save(panels: Sequence[Panel], path: Path | str) -> Path:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "slm_fn", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")
-        for ax, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        wide = min(len(panels), columns or len(panels))
+        high = -(-len(panels) // wide)
+        figure = Figure(figsize=(WIDTH * wide, HEIGHT * high), layout="constrained")
+        for i, panel in enumerate(panels):
+            ax = figure.add_subplot(high, wide, i + 1)
             panel.draw(ax)
             ax.set_title(panel.title, fontsize=11)
             ax.set_xlabel(panel.x)

@@ -32,7 +32,7 @@ class Run(NamedTuple):
         found = ((i, row.get(key)) for i, row in enumerate(self.rows))
         return [(i, float(value)) for i, value in found if isinstance(value, int | float)]
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Every name that a line has, in order of appearance."""
         return list(dict.fromkeys(key for row in self.rows for key in row))
 

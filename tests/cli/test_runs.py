@@ -1,0 +1,66 @@
+"""cli/runs.py and plot_runs.py: the table needs no name, `plot` draws, and both say what is missing."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from slm_fn.cli import runs
+from slm_fn.train import runlog
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, loss, started in (("slow", 2.5, "2026-01"), ("fast", 1.5, "2026-02")):
+        path = tmp_path / "all" / name
+        path.mkdir(parents=True)
+        told = {"stage": "pretrain", "started": started, "total_steps": 20, "status": "done", "device": "cpu"}
+        (path / runlog.RUN).write_text(json.dumps(told))
+        for step in (10, 20):
+            row = {"step": step, "tokens": 64_000 * step, "train_loss": loss, "tok_per_s": 900.0, "seconds": step / 10}
+            runlog.append(path / runlog.METRICS, row | {"val_loss": loss + 0.1, "skipped": 3 if name == "slow" else 0})
+    return tmp_path / "all"
+
+
+def call(*args):
+    done = CliRunner().invoke(runs.command, [str(arg) for arg in args], terminal_width=200, env={"COLUMNS": "200"})
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def test_a_folder_alone_is_the_table(folder, monkeypatch):
+    text = call(folder)
+    assert "1.6000" in text
+    assert "20 / 20" in text
+    assert "1.28M" in text
+    assert "done, 3 skipped" in text
+    monkeypatch.chdir(folder)
+    assert "fast" in call()
+    assert call("table", folder) == call(folder)
+
+
+def test_the_table_is_sorted_and_told_as_json(folder):
+    rows = json.loads(call(folder, "--sort", "best", "--json"))
+    assert [row["best_val_loss"] for row in rows] == [1.6, 2.6]
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [row["run"].rpartition("/")[2] for row in json.loads(call(folder, "--sort=run", "--json"))] == [
+        "fast",
+        "slow",
+    ]
+
+
+def test_plot_draws(folder, tmp_path):
+    out = tmp_path / "curves.html"
+    said = call("plot", folder / "fast", folder / "slow", "--out", out, "--keys", "tok_per_s,skipped", "--x", "tokens")
+    assert said.strip() == str(out)
+    assert out.read_text().count("<figure>") == 3
+
+
+def test_what_is_missing_is_said(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no run folders here"):
+        call(tmp_path / "empty")
+    assert "does not exist" in call(tmp_path / "nowhere")
+    assert "Missing option '--out'" in call("plot", folder)
+    assert "slm runs plot" in call("--help")
