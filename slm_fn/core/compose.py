@@ -1,4 +1,4 @@
-"""Plumbing for arrows: pipe, run a step over a stream, every n, tee.
+"""Plumbing for arrows: pipe, and run a step over a stream.
 
 Invariant: nothing here looks at what flows through.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any
 
 from slm_fn.core.types import Metrics, Step, TrainState
-
-T = TypeVar("T")
 
 
 def pipe(*functions: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -29,20 +27,3 @@ def run(step: Step, state: TrainState, stream: Iterable[Any]) -> Iterator[tuple[
     for batch in stream:
         state, metrics = step(state, batch)
         yield state, metrics
-
-
-def every(n: int, items: Iterable[T], start: int = 0) -> Iterator[tuple[int, T]]:
-    """Every n-th item with its number, counted from `start + 1`.
-
-    Example:
-        >>> list(every(2, "abcd"))
-        [(2, 'b'), (4, 'd')]
-    """
-    return ((i, item) for i, item in enumerate(items, start + 1) if i % n == 0)
-
-
-def tee(look: Callable[[T], Any], items: Iterable[T]) -> Iterator[T]:
-    """Show each item to `look` and pass it on unchanged."""
-    for item in items:
-        look(item)
-        yield item

@@ -1,9 +1,8 @@
-"""Plumbing: composition, streams and side looks are lazy and in order."""
+"""Plumbing: composition and streams are lazy and in order."""
 
-import pytest
 import torch
 
-from slm_fn.core.compose import every, pipe, run, tee
+from slm_fn.core.compose import pipe, run
 from slm_fn.core.types import TrainState
 
 
@@ -26,18 +25,3 @@ def test_run_threads_the_state_and_draws_one_batch_per_step():
     results = run(step, TrainState({}, (), torch.tensor(0)), stream())
     assert [next(results)[0].step.item() for _ in range(3)] == [1, 3, 6]
     assert drawn == [1, 2, 3]
-
-
-@pytest.mark.parametrize(("start", "want"), [(0, [(3, "c"), (6, "f")]), (1, [(3, "b"), (6, "e")]), (3, [(6, "c")])])
-def test_every_counts_from_where_a_resumed_run_stands(start, want):
-    assert list(every(3, "abcdef"[: 6 - (start == 3) * 2], start)) == want
-
-
-def test_tee_shows_each_item_just_before_it_passes():
-    seen = []
-    items = tee(seen.append, iter("ab"))
-    assert seen == []
-    assert next(items) == "a"
-    assert seen == ["a"]
-    assert list(items) == ["b"]
-    assert seen == ["a", "b"]
