@@ -35,10 +35,8 @@ def replicate(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
     """Lift `VG -> VG`: every rank holds all parameters and gets the gradient of all ranks' rows, by all-reduce.
 
     Leaves are stacked over layers, so they are few and large: each is a bucket. Put it outside of `accumulate`, and
-    one reduction serves all parts. Leaves that are sharded over another axis of the mesh are reduced shard by shard.
-
-    Example:
-        >>> vg = pipe(value_and_grad, accumulate(4), replicate(mesh))(loss)  # doctest: +SKIP
+    one reduction serves all parts: `pipe(value_and_grad, accumulate(4), replicate(mesh))(loss)`. Leaves that are
+    sharded over another axis of the mesh are reduced shard by shard.
     """
     group = mesh.get_group()
 
@@ -60,11 +58,8 @@ def replicate(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
 def fsdp(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
     """Lift `VG -> VG`: `scatter . vg . gather`. Parameters come in sharded (`place`), gradients go out the same way.
 
-    So the optimizer's state and its work are sharded too. For the time of `vg` each rank holds the whole parameters.
-
-    Example:
-        >>> params = place(params, zero(params, mesh), mesh)  # doctest: +SKIP
-        >>> vg = pipe(value_and_grad, accumulate(4), fsdp(mesh))(loss)  # doctest: +SKIP
+    So the optimizer's state and its work are sharded too: begin with `place(params, zero(params, mesh), mesh)`. For
+    the time of `vg` each rank holds the whole parameters.
 
     References: arXiv 1910.02054 (ZeRO), 2304.11277 (FSDP).
     """

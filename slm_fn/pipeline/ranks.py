@@ -83,9 +83,12 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(place)
         return
     place, carrier = devices.of_process(place, int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(carrier, timeout=PATIENCE)
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps one store through all restarts, in which the dead left their addresses.
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(carrier, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield Ranks(place, dist.get_rank(), size, init_device_mesh(place.type, (size,), mesh_dim_names=("data",)))
+        yield Ranks(place, rank, size, init_device_mesh(place.type, (size,), mesh_dim_names=("data",)))
     except RuntimeError as error:
         if not _is_lost(error):
             raise
@@ -95,7 +98,7 @@ def joined(device: str) -> Iterator[Ranks]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         cause = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
         raise LostProcess(
-            f"process {dist.get_rank()} of {size} lost another one ({cause}). The last checkpoint stands: the same "
+            f"process {rank} of {size} lost another one ({cause}). The last checkpoint stands: the same "
             "command goes on from it, and torchrun --max-restarts N does so by itself"
         ) from error
     except BaseException:

@@ -83,7 +83,7 @@ def load_tree(path: Path | str, like: Any) -> Any:
     return tree.from_paths(like, {name: _settle(flat[name], leaf) for name, leaf in tree.paths(like).items()})
 
 
-def _settle(found: Tensor, like: Tensor) -> Tensor:
+def _settle(found: Tensor, like: Any) -> Tensor:
     """A tensor from a file where another is: on its device, and of it the same shard."""
     if not hasattr(like, "placements"):
         return found.to(like.device).clone()

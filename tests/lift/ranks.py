@@ -74,7 +74,7 @@ def trained(name, params, config, vg, part, num_steps=20):
 def data_parallel(mesh, folder):
     """Steps on two ranks against one: replicated, and sharded where layers do not divide, divide, are too few."""
     found = {}
-    for name, num_layers, num_steps in (("adamw", 3, 20), ("muon", 2, 20), ("muon", 1, 5)):
+    for name, num_layers, num_steps in (("adamw", 3, 20), ("muon", 2, 20), ("muon", 1, 2)):
         config, params, apply = model(num_layers)
         vg = value_and_grad(next_token(apply))
         begun = {"replicate": params, "fsdp": shard.place(params, shard.zero(params, mesh), mesh)}
@@ -129,7 +129,7 @@ def model_parallel(mesh):
         vg = value_and_grad(next_token(apply))
         found[f"tensor parallel {name}"] = gap(shard.implicit(vg)(placed, rows(0)), vg(params, rows(0)))
     one, two = (
-        trained("muon", p, config, f, lambda batch: batch, num_steps=3)
+        trained("muon", p, config, f, lambda batch: batch, num_steps=2)
         for p, f in ((params, vg), (placed, shard.implicit(vg)))
     )
     found["tensor parallel muon"] = gap(two, one)
