@@ -134,19 +134,15 @@ def apply(
     written = []
     for i, layer in enumerate(tree.unstack(params["blocks"])):
         kv = None if past is None else (past.k[i], past.v[i], places)
-        # Without a tap every layer is handed the same function: a compiled block serves them all.
-        seen = tap if tap is _no_tap else lambda name, h, i=i: tap(f"{i}/{name}", h)
-        x, kv, route = run(layer, x, table, bias, kv, noises[i + 1], seen)
+        x, kv, route = run(layer, x, table, bias, kv, noises[i + 1], _tap_of(i, tap))
         if route is not None:
             watch(f"{i}/route", route)
-        written.append(kv)
+        if past is not None:  # else nobody reads them, and remat is to forget them
+            written.append(kv)
     x = tap("final", _norm(config, params, "norm", x))
     softcap = {"softcap": config.logit_softcap} if config.logit_softcap else {}
     out = head(params["embed" if config.tied else "head"], x, **softcap)
-    if past is None:
-        return out, None
-    length = past.length + tokens.shape[1]
-    return out, KVCache(torch.stack([k for k, _ in written]), torch.stack([v for _, v in written]), length)
+    return out, None if past is None else _grown(past, written, tokens.shape[1])
 
 
 def block(
@@ -184,6 +180,16 @@ def project(
     if config.qk_norm:
         q, k = rms_norm(params["q_norm"], q, config.norm_eps), rms_norm(params["k_norm"], k, config.norm_eps)
     return (q, k, v) if table is None else (positions.rotate(q, table), positions.rotate(k, table), v)
+
+
+def _tap_of(layer: int, tap: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """The tap with the layer's number put in front; without one every layer gets the same: one compile for all."""
+    return tap if tap is _no_tap else lambda name, x: tap(f"{layer}/{name}", x)
+
+
+def _grown(past: KVCache, written: list[tuple[Tensor, Tensor]], num_new: int) -> KVCache:
+    k, v = (torch.stack(layers) for layers in zip(*written, strict=True))
+    return KVCache(k, v, past.length + num_new)
 
 
 def _check_call(config: ModelConfig, tokens: Tensor, past: Any, segments: Any, noise: Any) -> None:
