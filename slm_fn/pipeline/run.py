@@ -80,8 +80,6 @@ def train(
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
     run, digest, here = Path(out), configs.digest(config), stage.here
-    if settings.tensorboard:
-        board.check()
     with _display(stage, settings, live) as display:
         for line in stage.told:
             display.note(line)
@@ -114,20 +112,17 @@ def train(
                 runlog.append(run / runlog.SAMPLES, {"step": step, **row})
                 display.note(f"step {step}: {row['prompt']!r} -> {row['text']!r}")
 
-        def evaluate(params: Params) -> dict[str, float]:
-            return stage.evaluate(tree.map(tree.whole, params))
-
         with _diary(run, settings, here, progress.step) as log, stop_signals(here.first) as asked, closing(batches):
-            outlets = Outlets(log, evaluate, sample, save, lambda: here.any(asked()), display)
+            outlets = Outlets(
+                log, lambda p: stage.evaluate(tree.map(tree.whole, p)), sample, save, lambda: here.any(asked()), display
+            )
             _, progress = fit(
                 stage.step, state, batches, settings, progress, outlets, stage.observe, stage.flops_per_token
             )
             here.check_same(progress.step, "ends")
             if progress.step < settings.total_steps:
-                raise Interrupted(
-                    f"stopped at step {progress.step} of {settings.total_steps}, saved {place}; "
-                    "the same command goes on from there"
-                )
+                at = f"step {progress.step} of {settings.total_steps}"
+                raise Interrupted(f"stopped at {at}, saved {place}; the same command goes on from there")
     return Outcome(place, progress, figures)
 
 
