@@ -16,8 +16,10 @@ from slm_fn.core.types import Metrics, Step, TrainState
 
 Engine = Literal["eager", "compile", "graph"]
 
-PAYS_AFTER = 10 * 60.0
-"""Seconds of eager training from which compiling is worth its half minute, where it gains a tenth: on CPUs."""
+PAYS_FROM = 2e14
+"""Operations of a run from which compiling is worth its half minute on a CPU, where it gains a tenth: minutes of work.
+
+A count and no clock, so that a resumed run and every process of a job choose alike."""
 
 
 class Choice(NamedTuple):
@@ -27,18 +29,18 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(asked: str, place: torch.device, seconds: int | float = float("inf"), processes: int = 1) -> Choice:
+def choose(asked: str, place: torch.device, flops: int | float = float("inf"), processes: int = 1) -> Choice:
     """The engine for a training run: what was asked for, or by `auto` what pays here.
 
     Args:
-        seconds: about how long the run takes in eager mode.
+        flops: operations of the whole run.
         processes: ranks; a graph of one device does not hold the collectives of several.
 
     Raises:
         ValueError: no such engine, or this device cannot do what was asked for.
 
     Example:
-        >>> choose("auto", torch.device("cpu"), seconds=60).engine
+        >>> choose("auto", torch.device("cpu"), flops=1e12).engine
         'eager'
     """
     if asked not in ("auto", "eager", "compile", "graph"):
@@ -60,9 +62,9 @@ def choose(asked: str, place: torch.device, seconds: int | float = float("inf"),
         return Choice("graph", f"{place} runs a step as one launch")
     if place.type != "cpu":
         return Choice("compile", f"fewer launches on {place}")
-    if seconds < PAYS_AFTER:
+    if flops < PAYS_FROM:
         return Choice("eager", "the run is too short for compiling to pay")
-    return Choice("compile", f"a run of about {seconds / 60:,.0f} minutes is worth compiling for")
+    return Choice("compile", f"a run of {flops:.0e} operations is worth compiling for")
 
 
 def jit(engine: Engine = "eager") -> Callable[[Callable[..., Any]], Callable[..., Any]]:

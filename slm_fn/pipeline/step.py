@@ -24,15 +24,11 @@ from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim import recipes
 from slm_fn.optim.recipes import OptimConfig
-from slm_fn.pipeline import limits
 from slm_fn.pipeline.ranks import ALONE, Ranks
 from slm_fn.train import hooks, memory
 from slm_fn.train.hooks import Observe
 from slm_fn.train.loop import TrainConfig
 from slm_fn.train.step import init_state, step_with
-
-USUAL_SHARE = 0.5
-"""Of the rate at which this machine multiplies matrices, what a training step reaches: a guess before the first one."""
 
 
 class Plan(NamedTuple):
@@ -97,7 +93,9 @@ def plan(
     devices.keep_freed_memory()
     devices.allow_tf32(settings.precision == "tf32")
     dtype = devices.dtype_of(settings.precision, here.device)
-    engine, reason = jit.choose(settings.engine, here.device, _seconds(shape, settings, here, dtype), here.size)
+    tokens = settings.total_steps * settings.batch_size * shape.context
+    work = tokens * gpt.flops(shape, shape.context) / here.size
+    engine, reason = jit.choose(settings.engine, here.device, work, here.size)
     in_precision = pipe(devices.compute_in(dtype), lift)
     apply = in_precision(partial(gpt.apply, shape))
     lift_block = pipe(jit.jit(engine), remat if settings.remat else pipe())
@@ -143,15 +141,6 @@ def _groups(shape: ModelConfig, optim: OptimConfig) -> list[str]:
         + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in group.settings.items())
         for group in groups
     ]
-
-
-def _seconds(shape: ModelConfig, settings: TrainConfig, here: Ranks, dtype: torch.dtype) -> float:
-    """About how long a run takes in eager mode; asked for only where an engine is chosen by it."""
-    if settings.engine != "auto" or here.device.type != "cpu":
-        return float("inf")
-    tokens = settings.total_steps * settings.batch_size * shape.context
-    rate = USUAL_SHARE * limits.matmul_rate(here.device, dtype, repeat=1)
-    return tokens * gpt.flops(shape, shape.context) / rate / here.size
 
 
 def _over(here: Ranks, sharding: str) -> tuple[Callable[[Any], Any], Callable[[Params], Params]]:
