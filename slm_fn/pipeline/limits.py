@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from slm_fn.core import device as devices
 
+USUAL_SHARE = 0.5
+"""Of the rate at which a machine multiplies matrices, what a training step reaches: a guess before the first one."""
 SIDE, SIDE_ACCELERATED = 2048, 8192
 """Sides of the square matrices: large enough to be at the limit, small enough for some hundredths of a second."""
 

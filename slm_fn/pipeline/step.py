@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from slm_fn.core import device as devices
 from slm_fn.core import jit, random, tree
 from slm_fn.core.compose import pipe
