@@ -13,6 +13,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -28,6 +29,8 @@ from slm_fn.text.train import TokenizerConfig
 from slm_fn.train.loop import TrainConfig
 
 S = TypeVar("S", bound=msgspec.Struct)
+ASIDE = frozenset({"hooks", "tensorboard", "sharding"})
+"""Settings that a resumed run may change: how it is watched, and how it is spread over processes."""
 
 
 class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,14 +80,12 @@ class _Loader(yaml.SafeLoader):
     """YAML whose `1e-4` is a number (YAML 1.1 wants a dot in it), and where a key stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen, wrong = set[Any](), partial(yaml.constructor.ConstructorError, None, None)
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or mapping", key.start_mark)
+                raise wrong("a key is a list or mapping", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
+                raise wrong(f"the key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -290,8 +291,9 @@ def origins(name: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, 
 
 
 def digest(config: msgspec.Struct) -> str:
-    """A SHA-256 of every value: two runs with equal hashes were told the same."""
-    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()
+    """A SHA-256 of every value but `ASIDE`: runs with equal hashes go the same way, however they are watched."""
+    told = {dotted: value for dotted, value in walk(config) if ASIDE.isdisjoint(dotted.split("."))}
+    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
 
 
 def to_yaml(config: msgspec.Struct) -> str:

@@ -152,3 +152,11 @@ def test_written_yaml_loads_back_and_hashes_alike(tmp_path):
     assert configs.load(path) == config
     assert configs.digest(configs.load(path)) == configs.digest(config)
     assert configs.digest(msgspec.structs.replace(config, model=configs.ModelConfig())) != configs.digest(config)
+
+
+def test_how_a_run_is_watched_and_spread_is_not_what_it_does():
+    plain = configs.digest(configs.load("tiny"))
+    aside = ["train.hooks.forward=[rms]", "train.tensorboard=true", "train.sharding=shard"]
+    assert configs.digest(configs.load("tiny", [f"pretrain.{item}" for item in aside])) == plain
+    for item in ("train.engine=compile", "train.seed=1", "optim.measures=[grad_norms]", "train.precision=float32"):
+        assert configs.digest(configs.load("tiny", [f"pretrain.{item}"])) != plain
