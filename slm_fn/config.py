@@ -29,8 +29,7 @@ from slm_fn.text.train import TokenizerConfig
 from slm_fn.train.loop import TrainConfig
 
 S = TypeVar("S", bound=msgspec.Struct)
-ASIDE = frozenset({"hooks", "tensorboard", "sharding"})
-"""Settings that a resumed run may change: how it is watched, and how it is spread over processes."""
+ASIDE = frozenset({"hooks", "tensorboard", "sharding"})  # a resumed run may change how it is watched and spread
 
 
 class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
