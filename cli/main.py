@@ -15,6 +15,8 @@ from slm_fn.cli.lazy import LazyGroup
 COMMANDS = {
     "demo": ("demo", "The whole road on the embedded corpus, then how to chat."),
     "device": ("device", "Devices, precisions, memory and threads of this machine."),
+    "doctor": ("doctor", "Whether training here is right: the device against the CPU."),
+    "plan": ("plan", "What a config costs before it is run, and where it fits."),
     "config": ("config", "Show a config, and where each value came from."),
     "data": ("data", "Prepare and pack text, inspect packs and chat data."),
     "tokenizer": ("tokenizer", "Train, inspect and use a tokenizer."),
@@ -71,7 +73,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
-    known = isinstance(error, ValueError | OSError) or type(error).__name__ == "Interrupted"
+    known = isinstance(error, ValueError | OSError) or type(error).__name__ in ("Interrupted", "OutOfMemory")
     return text if known and text else f"{type(error).__name__}: {text}"
 
 

@@ -1,4 +1,4 @@
-"""A step that ran out of memory is taken again in smaller parts, with the same gradient; once, the memory really ends."""
+"""Out of memory, a step is taken again in smaller parts with the same gradient; in one test the memory really ends."""
 
 import subprocess
 import sys
