@@ -5,7 +5,6 @@ Invariant: the only module that names a backend. Everyone else is handed a devic
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from slm_fn.core import tree
+from slm_fn.core import host, tree
 from slm_fn.core.types import Apply, Params
 
 R = TypeVar("R")
@@ -200,22 +199,13 @@ def upload(batch: Any, device: torch.device) -> Any:
 def peak_memory(device: torch.device) -> int:
     """The most memory this process has held so far, in bytes: on the device, or resident where that is the CPU.
 
-    0 where the platform does not tell. On Linux by /proc: getrusage begins a process with its parent's peak.
+    0 where the platform does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    try:
-        with open("/proc/self/status", encoding="utf-8") as lines:
-            return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0  # Windows does not tell
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return host.peak_memory()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -247,34 +237,11 @@ def set_threads(num_threads: int) -> int:
     return torch.get_num_threads()
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks that were freed, for the next step to use again; whether it could be told.
-
-    By default glibc hands every block of some MiB back to the kernel, and the next step pays for each page anew: a
-    third of a small model's training step on a CPU.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False  # only glibc has it
-    limit, trim, mmap = (1 << 31) - 1, -1, -3
-    return bool(mallopt(mmap, limit // 2 + 1) and mallopt(trim, limit))
-
-
-def processor() -> str:
-    """The processor's name, as exact as this platform tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def name_of(device: torch.device) -> str:
     """The chip's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device.type == "mps" else processor()
+    return "Apple GPU" if device.type == "mps" else host.processor()
 
 
 def describe() -> dict[str, Any]:
@@ -302,10 +269,7 @@ def total_memory(device: torch.device) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # Windows has no sysconf
+    return host.total_memory()
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -314,8 +278,4 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as lines:
-            return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration):
-        return None
+    return host.free_memory()

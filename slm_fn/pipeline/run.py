@@ -23,7 +23,7 @@ import msgspec
 from slm_fn import config as configs
 from slm_fn.config import Config
 from slm_fn.core import device as devices
-from slm_fn.core import files, tree
+from slm_fn.core import files, host, tree
 from slm_fn.core.types import Params, Step, TrainState
 from slm_fn.data import stream
 from slm_fn.pipeline.ranks import ALONE, Ranks
@@ -191,7 +191,7 @@ def _same_machine(info: checkpoint.State, settings: TrainConfig, here: Ranks, no
     told = (
         ("threads", info.num_threads, threads),
         ("processes", info.num_processes, here.size),
-        ("processor", info.processor, devices.processor()),
+        ("processor", info.processor, host.processor()),
         ("torch", info.torch, checkpoint.torch_version()),
     )
     for name, then, now in told:
@@ -209,7 +209,7 @@ def _state_of(
         tokens=now.tokens,
         seconds=now.seconds,
         num_threads=devices.set_threads(0),
-        processor=devices.processor(),
+        processor=host.processor(),
         torch=checkpoint.torch_version(),
         config_hash=digest,
         data_hash=stage.data_hash,
@@ -237,7 +237,7 @@ def _describe_run(run: Path, stage: Stage, config: Config, settings: TrainConfig
         "hook_list": list(stage.hooks),
         "versions": {"python": platform.python_version(), "torch": checkpoint.torch_version()},
         "device": str(tree.leaves(stage.state)[0].device),
-        "processor": devices.processor(),
+        "processor": host.processor(),
         "num_threads": devices.set_threads(0),
         "num_processes": stage.here.size,
         "total_steps": settings.total_steps,

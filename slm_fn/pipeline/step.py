@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from slm_fn.core import device as devices
-from slm_fn.core import jit, random, tree
+from slm_fn.core import host, jit, random, tree
 from slm_fn.core.compose import pipe
 from slm_fn.core.grads import accumulate, remat, value_and_grad
 from slm_fn.core.types import Apply, Noisy, Objective, Params, Step, TrainState, Transform, ValueAndGrad
@@ -88,7 +88,7 @@ def plan(
     Raises:
         ValueError: this machine lacks what the engine or the precision needs.
     """
-    devices.keep_freed_memory()
+    host.keep_freed_memory()
     devices.allow_tf32(settings.precision == "tf32")
     dtype = devices.dtype_of(settings.precision, here.device)
     tokens = settings.total_steps * settings.batch_size * shape.context

@@ -102,7 +102,7 @@ def test_numbers_that_are_none():
 PROGRAM = """
     import torch
     from slm_fn.bench import train
-    from slm_fn.core import device as devices
+    from slm_fn.core import device as devices, host
     from slm_fn.core.types import LMBatch
     from slm_fn.loss.lm import next_token
     from slm_fn.nn import gpt
@@ -112,7 +112,7 @@ PROGRAM = """
     import msgspec
 
     torch.set_num_threads(1)
-    devices.keep_freed_memory = lambda: False
+    host.keep_freed_memory = lambda: False
     config = train.choose({name!r}, {items!r}, engine="eager", precision="float32", batch_size={rows})
     guess = budget._Held(config, "float32", False, 0).peak({rows}, config.pretrain.train.remat)
     shape, settings, cpu = config.model, config.pretrain.train, torch.device("cpu")
