@@ -69,6 +69,7 @@ def test_differences_are_found_by_leaf():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_code_is_compared_too(no_shape_checks):
     (finding,) = doctor._compile(torch.device("cpu"))
-    assert finding.status in ("good", "note")
+    assert finding.detail.startswith("loss and every gradient within") or finding.status == "note"
