@@ -36,7 +36,8 @@ SHAPE = ModelConfig(
 )
 """13.8M parameters: what is measured where no config is named."""
 DEFAULT = Config(
-    model=SHAPE, pretrain=PretrainConfig(optim=OptimConfig(schedule="constant"), train=TrainConfig(batch_size=8))
+    model=SHAPE,
+    pretrain=PretrainConfig(optim=OptimConfig(schedule="constant", warmup_steps=0), train=TrainConfig(batch_size=8)),
 )
 
 
