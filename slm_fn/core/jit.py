@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch._functorch.config
 
 from slm_fn.core import device as devices
 from slm_fn.core import tree
@@ -16,6 +17,9 @@ from slm_fn.core.types import Metrics, Step, TrainState
 
 Engine = Literal["eager", "compile", "graph"]
 
+KEPT = 0.7
+"""Share of the activations that compiled code keeps for its way back; the rest, cheap elementwise work, is done again,
+which costs nothing where memory is slower than arithmetic: leaner and, measured, faster than keeping all."""
 PAYS_FROM = 2e14
 """Operations of a run from which compiling is worth its half minute on a CPU, where it gains a tenth: minutes of work.
 
@@ -81,7 +85,30 @@ def jit(engine: Engine = "eager") -> Callable[[Callable[..., Any]], Callable[...
     """
     if engine not in ("eager", "compile", "graph"):
         raise ValueError(f"engine {engine!r} is not one of eager, compile, graph")
-    return (lambda f: f) if engine == "eager" else torch.compile
+    if engine == "eager":
+        return lambda f: f
+    torch._functorch.config.activation_memory_budget = KEPT
+    return torch.compile
+
+
+def donate(f: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """Lift `f(state, ...) -> (state, rest)`: what it makes of a state is written over the one it was handed.
+
+    Compiled, the copies melt into the kernels before them, and no second state is ever held.
+
+    Example:
+        >>> old = {"w": torch.zeros(1)}
+        >>> new, _ = donate(lambda state, x: ({"w": state["w"] + x}, None))(old, 2.0)
+        >>> new is old, old["w"].item()
+        (True, 2.0)
+    """
+
+    def donated(state: Any, *args: Any) -> tuple[Any, Any]:
+        after, rest = f(state, *args)
+        _write(state, after)
+        return state, rest
+
+    return donated
 
 
 def capture(step: Step, warmup: int = 3) -> Step:
@@ -135,4 +162,5 @@ def _record(step: Step, state: TrainState, batch: Any, warmup: int) -> _Recordin
 
 def _write(buffers: Any, values: Any) -> None:
     for buffer, value in zip(tree.leaves(buffers), tree.leaves(values), strict=True):
-        buffer.copy_(value)
+        if buffer is not value:
+            buffer.copy_(value)

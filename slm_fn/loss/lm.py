@@ -93,18 +93,17 @@ class _ChunkedNLL(torch.autograd.Function):
 
 def _with_gradient(logits_CV: Tensor, t: Tensor, softcap: float, smoothing: float) -> tuple[Tensor, Tensor]:
     """The loss of a chunk's rows in float32, and its derivative by the logits in their dtype."""
-    z = logits_CV.float()
-    if softcap:
-        z = softcap * torch.tanh(z / softcap)
-    logp = z.log_softmax(-1)
-    logp_t = logp.gather(-1, t)
-    nll, g, g_t = -logp_t, logp.exp(), torch.expm1(logp_t)
+    bend = (logits_CV.float() / softcap).tanh() if softcap else None
+    # One expression a line and no name for what is passed on: two of these matrices are alive at a time, not four.
+    logp = (logits_CV.float() if bend is None else softcap * bend).log_softmax(-1)
+    logp_t, mean = logp.gather(-1, t), logp.mean(-1, keepdim=True) if smoothing else None
+    g, g_t = logp.exp(), torch.expm1(logp_t)
+    del logp
+    nll = -logp_t if mean is None else torch.lerp(-logp_t, -mean, smoothing)
     if smoothing:
-        nll = torch.lerp(nll, -logp.mean(-1, keepdim=True), smoothing)
         g, g_t = g - smoothing / g.shape[-1], g_t + smoothing * (1 - 1 / g.shape[-1])
-    if softcap:
-        bend = 1 - (z / softcap).square()
-        g, g_t = g * bend, g_t * bend.gather(-1, t)
+    if bend is not None:
+        g, g_t = g * (1 - bend.square()), g_t * (1 - bend.gather(-1, t).square())
     # The target's entry is set last: p - 1 in half precision would lose what is left to learn of a sure token.
     return nll.squeeze(-1), g.to(logits_CV.dtype).scatter(-1, t, g_t.to(logits_CV.dtype))
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 from slm_fn.core import device as devices
 from slm_fn.core import host, jit, random, tree
 from slm_fn.core.compose import pipe
@@ -54,7 +56,8 @@ class Plan(NamedTuple):
         return self.make(self.settings.accumulate)
 
     def begin(self, params: Params) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step; a copy where the engine writes over the state it is handed."""
+        params = params if self.engine == "eager" else tree.map(torch.clone, params)
         return init_state(self.settle(params), self.tx)
 
     def batches(self, batch_at: Callable[[int], Any]) -> Callable[[int], Any]:
@@ -104,7 +107,8 @@ def plan(
         objective = noisy(objective)
     tx = recipes.make(optim, settings.total_steps, gpt.matrices(shape).__contains__, dtype)
     spread, settle = _over(here, settings.sharding)
-    finish = jit.jit(engine if here.mesh is None else "eager")
+    is_donated = engine != "eager" and here.mesh is None
+    finish = pipe(jit.donate, jit.jit(engine)) if is_donated else pipe()
     whole = jit.capture if engine == "graph" else pipe()
 
     def in_parts(num_micro: int, vg: ValueAndGrad) -> ValueAndGrad:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slm_fn.core import device, tree
-from slm_fn.core.jit import PAYS_FROM, capture, choose, jit
+from slm_fn.core.jit import PAYS_FROM, capture, choose, donate, jit
 from slm_fn.core.types import TrainState
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -102,6 +102,16 @@ def test_a_captured_step_writes_over_its_state_and_leaves_a_stranger_s_alone(sam
     assert same(first, begin())
     back, _ = captured(first, batches()[1])  # a restored state is copied in
     assert same(back, step(begin(), batches()[1])[0])
+
+
+def test_a_donated_state_is_written_over(same):
+    own, donated = begin(), begin()
+    buffers = tree.leaves(donated)
+    after, told = donate(step)(donated, batches()[1])
+    wanted, told_too = step(own, batches()[1])
+    assert after is donated
+    assert all(a is b for a, b in zip(tree.leaves(after), buffers, strict=True))
+    assert same((after, told), (wanted, told_too))
 
 
 def test_one_recording_for_each_shape(monkeypatch):
