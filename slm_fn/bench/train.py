@@ -26,6 +26,7 @@ from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim.recipes import OptimConfig
+from slm_fn.pipeline.budget import with_vocabulary
 from slm_fn.pipeline.limits import matmul_rate, matmul_side
 from slm_fn.pipeline.ranks import Ranks
 from slm_fn.pipeline.step import plan
@@ -223,9 +224,7 @@ def choose(
     if name is None:
         base = msgspec.to_builtins(DEFAULT)
         return configs.convert(configs.override(base, items), "slm bench train", Config)
-    config = configs.load(name, items)
-    vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
-    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, vocab_size=vocab_size))
+    return with_vocabulary(configs.load(name, items))
 
 
 def lineup(

@@ -63,6 +63,20 @@ def update_in(tree: dict[str, Any], f: Callable[[Path, Any], Any], path: Path = 
     }
 
 
+def flat(tree: dict[str, Any], path: Path = "") -> dict[Path, Any]:
+    """A nested dict as `{path: leaf}`. A leaf is whatever is no dict, while `paths` looks into tuples too.
+
+    Example:
+        >>> flat({"a": {"b": (1, 2)}, "c": 3})
+        {'a/b': (1, 2), 'c': 3}
+    """
+    found: dict[Path, Any] = {}
+    for key, value in tree.items():
+        here = f"{path}/{key}" if path else key
+        found |= flat(value, here) if isinstance(value, dict) else {here: value}
+    return found
+
+
 def partition(tree: dict[str, Any], where: Where, path: Path = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a nested dict into (chosen, rest) by path; keys that would be empty are dropped.
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from slm_fn.core.types import Apply, Aux, LMBatch, Loss, Noisy, Objective, Params
 
+ROUTES = ("lite", "expert", "dropped")
+"""What may become of a token; aux counts them as `num_lite`, ..."""
+
 
 def balanced(coefficient: float, expert_share: float = 0.5) -> Callable[[Objective], Objective]:
     """Lift `Objective -> Objective`: adds `coefficient * balance` to the loss, and to aux what became of the tokens.
@@ -57,7 +60,7 @@ def balanced(coefficient: float, expert_share: float = 0.5) -> Callable[[Objecti
                     [_balance(route, expert_share, _weights(batch, route)) for route in routes]
                 ).mean()
                 counts = torch.stack([_counts(route) for route in routes]).sum(0).unbind()
-                named = dict(zip(("num_lite", "num_expert", "num_dropped"), counts, strict=True))
+                named = {f"num_{route}": count for route, count in zip(ROUTES, counts, strict=True)}
                 return value + coefficient * balance, {**aux, "balance": balance.detach(), **named}
 
             return loss

@@ -174,8 +174,7 @@ def tensor_parallel(config: ModelConfig, mesh: DeviceMesh) -> Placements:
 
 def place(params: Params, placements: Placements, mesh: DeviceMesh) -> Params:
     """Each rank's own part of parameters that every rank has whole; nothing is sent."""
-    told: dict[Path, Sequence[Placement]] = {}
-    tree.update_in(placements, lambda path, where: told.__setitem__(path, where))
+    told = tree.flat(placements)
     return tree.update_in(params, lambda path, leaf: own(leaf, told[path], mesh))
 
 

@@ -19,7 +19,7 @@ from slm_fn.nn import attention, cache, ffn, positions
 from slm_fn.nn.cache import KVCache
 from slm_fn.nn.config import DualConfig, ModelConfig, RopeScaling, check, is_noisy
 from slm_fn.nn.ops import affine, embed, layer_norm, logits, rms_norm
-from slm_fn.nn.spec import Weight, count, flops, matrices, spec
+from slm_fn.nn.spec import Weight, count, flops, matrices, sizes, spec
 
 __all__ = [
     "DualConfig",
@@ -35,6 +35,7 @@ __all__ = [
     "init_cache",
     "is_noisy",
     "matrices",
+    "sizes",
     "spec",
 ]
 

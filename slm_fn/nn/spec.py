@@ -1,4 +1,4 @@
-"""What a decoder is made of: every parameter by path, as data; count, matrices and flops read it.
+"""What a decoder is made of: every parameter by path, as data; sizes, count, matrices and flops read it.
 
 Invariant: `spec` is the one description of the parameters; init, count, flops and the optimizer's choices read it.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
-
-import torch
 
 from slm_fn.core import tree
 from slm_fn.core.types import Path
@@ -102,20 +100,17 @@ def _ffn(config: ModelConfig) -> dict[str, Any]:
 
 def matrices(config: ModelConfig) -> frozenset[Path]:
     """Paths of the block matrices: what weight decay and Muon act on. No embedding, head, norm, bias or router."""
-    found: set[Path] = set()
-    tree.update_in(spec(config), lambda path, w: found.add(path) if w.matrix else None)
-    return frozenset(found)
+    return frozenset(path for path, weight in tree.flat(spec(config)).items() if weight.matrix)
 
 
-def _sizes(config: ModelConfig) -> dict[Path, int]:
-    found: dict[Path, int] = {}
-    tree.update_in(spec(config), lambda path, w: found.update({path: torch.Size(w.shape).numel()}))
-    return found
+def sizes(config: ModelConfig) -> dict[Path, int]:
+    """How many numbers every parameter holds, by path."""
+    return {path: math.prod(weight.shape) for path, weight in tree.flat(spec(config)).items()}
 
 
 def count(config: ModelConfig) -> int:
     """Number of parameters."""
-    return sum(_sizes(config).values())
+    return sum(sizes(config).values())
 
 
 def flops(config: ModelConfig, length: int) -> int:
@@ -132,7 +127,7 @@ def flops(config: ModelConfig, length: int) -> int:
     kept = matrices(config)
     used = sum(
         size * (reach if path.startswith("blocks/ffn/expert") else 1)
-        for path, size in _sizes(config).items()
+        for path, size in sizes(config).items()
         if path in kept or path.endswith("/router")
     )
     return round(6 * (used + config.vocab_size * config.dim)) + attend

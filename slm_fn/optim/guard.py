@@ -42,7 +42,15 @@ class Watch(NamedTuple):
 
 
 def guard(transform: Transform, *watches: Watch) -> Transform:
-    """Take a step only if every watch says so; else leave parameters and inner state bitwise as they were."""
+    """Take a step only if every watch says so; else leave parameters and inner state bitwise as they were.
+
+    Example:
+        >>> from slm_fn.optim.combine import scale
+        >>> tx, w = guard(scale(-1.0), finite()), {"w": torch.ones(1)}
+        >>> updates, state = tx.update({"w": torch.tensor([torch.nan])}, tx.init(w), w)
+        >>> updates, state.skipped
+        ({'w': tensor([-0.])}, tensor(1))
+    """
 
     def init(params: Params) -> SkipState:
         zero = torch.zeros((), device=tree.leaves(params)[0].device)
@@ -120,7 +128,8 @@ def loss_scale(
 ) -> Watch:
     """The scale falls by `factor` at every overflow, which skips the step, and rises after `interval` finite steps.
 
-    An overflow is no fault of the run but how the scale is found, unless the scale is at its least already.
+    An overflow is no fault of the run but how the scale is found, unless the scale is at its least already. Whoever
+    makes the gradients reads `find(state, ScaleState).scale` before each step.
 
     References: arXiv 1710.03740.
     """
@@ -133,26 +142,3 @@ def loss_scale(
         return Verdict(ok, ~ok & (state.scale <= least)), ScaleState(scale, torch.where(good >= interval, 0.0, good))
 
     return Watch(lambda zero: ScaleState(zero + init, zero), look)
-
-
-def skip_nonfinite(transform: Transform) -> Transform:
-    """Skip and count the steps whose gradient holds NaN or infinity.
-
-    Example:
-        >>> from slm_fn.optim.combine import scale
-        >>> tx, w = skip_nonfinite(scale(-1.0)), {"w": torch.ones(1)}
-        >>> updates, state = tx.update({"w": torch.tensor([torch.nan])}, tx.init(w), w)
-        >>> updates, state.skipped
-        ({'w': tensor([-0.])}, tensor(1))
-    """
-    return guard(transform, finite())
-
-
-def skip_spikes(transform: Transform, factor: float, decay: float = 0.98, warmup_steps: int = 50) -> Transform:
-    """Skip and count the steps whose gradient is not finite, or `factor` times as long as gradients of late."""
-    return guard(transform, finite(), spikes(factor, decay, warmup_steps))
-
-
-def adapt_scale(transform: Transform, init: float = 2.0**15, factor: float = 2.0, interval: int = 200) -> Transform:
-    """fp16's dynamic loss scale: whoever makes the gradients reads `find(state, ScaleState).scale` before each step."""
-    return guard(transform, loss_scale(init, factor, interval))

@@ -108,7 +108,7 @@ def budget(
     """
     if num_devices < 1 or (memory_gib is not None and memory_gib <= 0) or (tflops is not None and tflops <= 0):
         raise ValueError("--devices, --device-memory and --device-tflops are numbers above zero")
-    config = whole(config)
+    config = with_vocabulary(config)
     place = devices.resolve(device)
     elsewhere = memory_gib is not None or tflops is not None or num_devices > 1
     accelerated = elsewhere or place.type != "cpu"
@@ -144,7 +144,7 @@ def budget(
     )
 
 
-def whole(config: Config) -> Config:
+def with_vocabulary(config: Config) -> Config:
     """The config with its model's vocabulary, which a road leaves to its tokenizer."""
     vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, vocab_size=vocab_size))
@@ -233,13 +233,12 @@ def _fused(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 def _model_figures(config: Config) -> dict[str, Any]:
     shape, parts = config.model, dict.fromkeys(("embed", "attention", "ffn", "norms", "head"), 0)
-    sizes: dict[str, int] = {}
-    tree.update_in(gpt.spec(shape), lambda path, w: sizes.update({path: torch.Size(w.shape).numel()}))
+    sizes = gpt.sizes(shape)
     for path, number in sizes.items():
         named = [("norm", "norms"), ("attn/", "attention"), ("ffn/", "ffn"), ("head", "head"), ("", "embed")]
         parts[next(part for mark, part in named if mark in path)] += number
     matrices = sum(sizes[path] for path in gpt.matrices(shape))
-    total = gpt.count(shape)
+    total = sum(sizes.values())
     kept = {f"int{bits}": bits / 8 * matrices + 2 * (total - matrices) for bits in (8, 4)}
     cached = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.context / MIB
     return {

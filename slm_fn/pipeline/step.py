@@ -128,16 +128,14 @@ def _observer(objective: Objective, apply: Apply, settings: TrainConfig, here: R
     """What the forward hooks see, by the plain model: a tap that reached a compiled block would compile it anew."""
     if not settings.hooks.forward:
         return None
-    watched = hooks.watched(settings.hooks)(objective)
+    watched = taps.watch(settings.hooks.forward, settings.hooks.taps)(objective)
     over, _ = _over(here, "replicate")
     return hooks.observer(pipe(taps.observe, accumulate(settings.accumulate), over)(watched(apply)))
 
 
 def _groups(shape: ModelConfig, optim: OptimConfig) -> list[str]:
     """Which parameters are treated how, a line for each group."""
-    paths: list[str] = []
-    tree.update_in(gpt.spec(shape), lambda path, _: paths.append(path))
-    groups = recipes.groups(optim, paths, gpt.matrices(shape).__contains__)
+    groups = recipes.groups(optim, gpt.sizes(shape), gpt.matrices(shape).__contains__)
     return [
         f"{group.name} on {', '.join(path.removeprefix('blocks/') for path in group.paths)}: "
         + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in group.settings.items())

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from slm_fn.core import tree
-from slm_fn.core.types import Metrics, Objective, TrainState, ValueAndGrad
+from slm_fn.core.types import Metrics, TrainState, ValueAndGrad
 from slm_fn.lift import taps
 
 Observe = Callable[[TrainState, Any], Metrics]
@@ -28,15 +28,6 @@ class HookConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     forward: tuple[str, ...] = ()
     taps: tuple[str, ...] = ("*",)
-
-
-def watched(hooks: HookConfig) -> Callable[[Objective], Objective]:
-    """The lift of an objective whose aux holds what the hooks name.
-
-    Raises:
-        ValueError: no such statistic; when it runs, a pattern that fits no activation.
-    """
-    return taps.watch(hooks.forward, hooks.taps)
 
 
 def observer(vg: ValueAndGrad) -> Observe:

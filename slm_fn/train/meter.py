@@ -20,6 +20,7 @@ from slm_fn.core import device as devices
 from slm_fn.core import tree
 from slm_fn.core.grads import is_count
 from slm_fn.core.types import Metrics, TrainState
+from slm_fn.lift.routing import ROUTES
 from slm_fn.optim import measure
 from slm_fn.optim.guard import SkipState
 from slm_fn.optim.transforms import ScheduleState, find
@@ -30,8 +31,6 @@ Gathered = tuple[tuple[str, float, float], ...]
 
 OF_THE_MACHINE = ("tok_per_s", "data_wait", "peak_memory_mib", "seconds")
 """What a line tells of this machine and its clock: all else is the same whenever a run is repeated or resumed."""
-ROUTES = ("lite", "expert", "dropped")
-"""What may become of a token in a dual feed-forward (`lift.routing`)."""
 
 
 class Progress(NamedTuple):

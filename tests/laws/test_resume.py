@@ -16,6 +16,7 @@ from slm_fn.pipeline.pack import PackConfig, pack_documents
 from slm_fn.pipeline.pretrain import pretrain
 from slm_fn.text.tokenizer import Tokenizer
 from slm_fn.train import checkpoint, runlog
+from slm_fn.train.meter import OF_THE_MACHINE
 
 OPTIMIZERS = {
     "adamw": {"name": "adamw", "spike_factor": 9.0},
@@ -51,8 +52,7 @@ def run(config, packs, out):
 
 
 def diary(root):
-    timed = ("seconds", "tok_per_s", "data_wait", "peak_memory_mib")
-    return [{k: v for k, v in row.items() if k not in timed} for row in runlog.read(root / runlog.METRICS)]
+    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in runlog.read(root / runlog.METRICS)]
 
 
 def contents(place):

@@ -10,12 +10,9 @@ from slm_fn.optim.guard import (
     ScaleState,
     SkipState,
     SpikeState,
-    adapt_scale,
     finite,
     guard,
     loss_scale,
-    skip_nonfinite,
-    skip_spikes,
     spikes,
 )
 from slm_fn.optim.transforms import find, params_ema
@@ -36,7 +33,7 @@ def walk(tx, norms, state=None):
 
 
 def test_skipped_steps_are_counted_and_change_no_bit(same):
-    tx = skip_nonfinite(chain(counting(), params_ema(0.5)))
+    tx = guard(chain(counting(), params_ema(0.5)), finite())
     params = {"w": torch.tensor([0.0, -0.0, 1e-40, 3.0])}
     start = tx.init(params)
     updates, state = tx.update({"w": torch.tensor([0.0, torch.nan, 0.0, 0.0])}, start, params)
@@ -50,7 +47,7 @@ def test_skipped_steps_are_counted_and_change_no_bit(same):
 
 
 def test_a_spike_is_skipped_and_counted_once_warm():
-    tx = skip_spikes(counting(), factor=3.0, warmup_steps=5)
+    tx = guard(counting(), finite(), spikes(factor=3.0, warmup_steps=5))
     taken, state = walk(tx, [1, 1, 100, 1, 1, 1, 1, 1])
     assert taken == [True] * 8  # a hundred came before the fifth
     taken, state = walk(tx, [1] * 5 + [2.9, 4.5, 1, torch.nan, torch.inf, 1, 50])
@@ -63,21 +60,21 @@ def test_a_spike_is_skipped_and_counted_once_warm():
 
 def test_the_running_norm_is_the_mean_weighted_by_age():
     norms, decay = [3.0, 1.0, 2.0, 0.5], 0.9
-    found = find(walk(skip_spikes(counting(), 100.0, decay), norms)[1], SpikeState)
+    found = find(walk(guard(counting(), finite(), spikes(100.0, decay)), norms)[1], SpikeState)
     weights = [decay**age for age in range(len(norms))][::-1]
     want = sum(w * n for w, n in zip(weights, norms, strict=True)) / sum(weights)
     assert (found.norm / found.weight).item() == pytest.approx(want, rel=1e-6)
 
 
 def test_a_lasting_rise_is_let_through_after_a_while():
-    taken, _ = walk(skip_spikes(counting(), factor=3.0, decay=0.9, warmup_steps=5), [1] * 10 + [10] * 30)
+    taken, _ = walk(guard(counting(), finite(), spikes(factor=3.0, decay=0.9, warmup_steps=5)), [1] * 10 + [10] * 30)
     refused = taken[10:].index(True)
     assert 3 < refused < 15
     assert all(taken[10 + refused :])
 
 
 def test_the_loss_scale_is_torch_s():
-    tx = adapt_scale(counting(), init=2.0**10, interval=3)
+    tx = guard(counting(), loss_scale(init=2.0**10, interval=3))
     norms = [1, 1, torch.inf, 1, 1, 1, 1, 1, 1, torch.nan, torch.nan, 1, 1, 1, 1]
     scale, growth, state = torch.tensor(2.0**10), torch.tensor(0, dtype=torch.int32), None
     for norm in norms:
@@ -92,10 +89,10 @@ def test_the_loss_scale_is_torch_s():
 
 
 def test_nan_at_the_least_scale_is_a_fault():
-    _, state = walk(adapt_scale(counting(), init=4.0), [torch.nan] * 5)
+    _, state = walk(guard(counting(), loss_scale(init=4.0)), [torch.nan] * 5)
     assert find(state, ScaleState).scale == 1
     assert state.skipped == 3
-    _, state = walk(adapt_scale(counting(), init=2.0**23, interval=1), [1] * 5)
+    _, state = walk(guard(counting(), loss_scale(init=2.0**23, interval=1)), [1] * 5)
     assert find(state, ScaleState).scale == 2.0**24
 
 

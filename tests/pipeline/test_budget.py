@@ -24,7 +24,7 @@ def plan(*items, devices=1, gib=8.0, tflops=1.0):
 
 
 def held(*items):
-    return budget._Held(budget.whole(load(*items)), "bfloat16", True, 600)
+    return budget._Held(budget.with_vocabulary(load(*items)), "bfloat16", True, 600)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def spread():
 
 
 def test_the_parts_add_up(spread):
-    shape = budget.whole(load()).model
+    shape = budget.with_vocabulary(load()).model
     assert sum(spread.params_by_part.values()) == spread.params == gpt.count(shape)
     assert spread.params_by_part == {
         "embed": 256 * 64,
@@ -44,7 +44,7 @@ def test_the_parts_add_up(spread):
     assert spread.flops_per_token == gpt.flops(shape, 64)
     assert spread.serve_weights_mib["bfloat16"] == spread.params * 2 / MIB
     assert spread.kv_cache_mib_per_row["bfloat16"] == 2 * 64 * 64 * 2 / MIB
-    assert budget._model_figures(budget.whole(load("model.tied=false")))["params_by_part"]["head"] == 256 * 64
+    assert budget._model_figures(budget.with_vocabulary(load("model.tied=false")))["params_by_part"]["head"] == 256 * 64
 
 
 def test_the_optimizer_is_the_config_s():

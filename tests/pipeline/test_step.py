@@ -64,7 +64,7 @@ def test_without_dropout_batches_stay_as_they_are(config):
     assert plan(config, next_token, OptimConfig(), TrainConfig()).batches(lambda at: at)(3) == 3
 
 
-def test_remat_and_a_loss_scale_change_no_number(config, rough, batch, gap):
+def test_remat_changes_no_number(config, rough, batch, gap):
     found = {}
     for name, settings in {
         "kept": TrainConfig(precision="float32"),
@@ -151,7 +151,7 @@ OPTIMS = {
 
 
 @pytest.mark.parametrize(
-    ("shape", "optim"), [*zip(SHAPES, ["adamw"] * 4, strict=True), *zip(["llama"] * 4, OPTIMS, strict=False)]
+    ("shape", "optim"), [*((shape, "adamw") for shape in SHAPES), *(("llama", optim) for optim in list(OPTIMS)[1:])]
 )
 def test_a_step_waits_for_nothing(config, batch, shape, optim):
     shape = msgspec.structs.replace(config, **SHAPES[shape])
