@@ -156,7 +156,8 @@ def test_an_update_compiled_is_eager(name, no_shape_checks, gap):
         return opt_state, apply_updates(params, updates)
 
     compiled = torch.compile(move, backend="aot_eager", fullgraph=True)
-    one = two = (tx.init(draw(0)), draw(0))
+    # Cloned as in `init_state`: a state whose leaves are one tensor would be compiled for that, and then again.
+    one = two = (tree.map(torch.clone, tx.init(draw(0))), draw(0))
     for key in (1, 2):
         one, two = move(draw(key), *one), compiled(draw(key), *two)
     # Muon makes small singular values large, and what was rounded in them with them.
