@@ -74,7 +74,8 @@ def choose(asked: str, place: torch.device, flops: int | float = float("inf"), p
 def jit(engine: Engine = "eager") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Lift `f -> f`. Put it on a block of the model rather than on the whole: one compile serves every layer.
 
-    `compile` needs a C++ compiler on a CPU. `graph` compiles too: `capture` then takes the step as a whole.
+    `compile` needs a C++ compiler on a CPU. `graph` compiles too: `capture` then takes the step as a whole. How much
+    compiled code keeps for its way back (`KEPT`) is a setting of the process.
 
     Raises:
         ValueError: no such engine.
@@ -154,9 +155,12 @@ def _record(step: Step, state: TrainState, batch: Any, warmup: int) -> _Recordin
         _write(state, after)
         return metrics
 
+    # A donated step trains in earnest while it warms up; what it was handed waits on the host, where there is room.
+    kept = tree.map(lambda x: x.to("cpu", copy=True), state)
     with devices.side_stream(place):
         for _ in range(warmup):
             step(state, batch)
+    _write(state, kept)
     return _Recording(devices.record(place, whole), batch)
 
 

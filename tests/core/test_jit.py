@@ -82,8 +82,9 @@ def batches():
     return [{"x": torch.full((rows,), float(i))} for i, rows in enumerate([3, 3, 2, 3, 2])]
 
 
-def test_a_captured_step_is_the_step(same):
-    captured, own, donated = capture(step), begin(), begin()
+@pytest.mark.parametrize("lift", [lambda step: step, donate], ids=["pure", "donated"])
+def test_a_captured_step_is_the_step(lift, same):
+    captured, own, donated = capture(lift(step)), begin(), begin()
     told, wanted = [], []
     for batch in batches():
         own, metrics = step(own, batch)
