@@ -18,7 +18,7 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from road import road  # noqa: E402, F401 - the fixture that pipeline, cli and serve share
+from road import road, two_packs  # noqa: E402, F401 - the fixtures that pipeline, cli and serve share
 
 from slm_fn.core import random, tree  # noqa: E402
 from slm_fn.core.types import LMBatch  # noqa: E402

@@ -1,4 +1,4 @@
-"""The fixture `road`: text, tokenizer, pack, chat and pairs on the disk, and the config of a tiny model."""
+"""Fixtures: `road` (text, tokenizer, pack, chat, pairs on the disk, config of a tiny model), and `two_packs`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from slm_fn.config import TokenizerConfig
 from slm_fn.data import sources
 from slm_fn.pipeline.pack import PackConfig, pack_documents
 from slm_fn.pipeline.tokenize import train_from_files
+from slm_fn.text.tokenizer import Tokenizer
 
 SMALL = {
     "model": {"dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_dim": 64, "context": 64},
@@ -53,8 +54,6 @@ def road(tmp_path_factory) -> Road:
         lines = [f"{WORDS[(i + j) % 6]} and {WORDS[(i * j) % 6]}, {WORDS[j % 5]}.\n" for j in range(60)]
         (text / f"play-{i}.md").write_text("".join(lines))
     train_from_files(TokenizerConfig(vocab_size=320), [text], root / "tokenizer.json")
-    from slm_fn.text.tokenizer import Tokenizer
-
     pack_documents(
         PackConfig(seq_len=64, val_fraction=0.0, val_names=("play-7.md",)),
         Tokenizer.load(root / "tokenizer.json"),
@@ -78,3 +77,14 @@ def road(tmp_path_factory) -> Road:
         root / "chat.jsonl",
         root / "pairs.jsonl",
     )
+
+
+@pytest.fixture(scope="session")
+def two_packs(road, tmp_path_factory) -> list[Path]:
+    """Two packs of other plays, by the road's tokenizer, each with a play held out."""
+    out = tmp_path_factory.mktemp("packs")
+    tokenizer = Tokenizer.load(road.tokenizer)
+    documents = list(sources.read([road.text]))
+    for name, part in (("a", documents[:5]), ("b", documents[5:])):
+        pack_documents(PackConfig(seq_len=64, val_names=(part[0].name,)), tokenizer, part, out / name)
+    return [out / "a", out / "b"]

@@ -66,7 +66,7 @@ class Noisy(NamedTuple):
 
 
 Apply = Callable[..., tuple[Any, Any]]
-"""`(params, tokens, cache=None, *, noise, tap, head) -> (logits or whatever head returns, cache)`."""
+"""`(params, tokens, past=None, *, noise, tap, head) -> (logits or whatever head returns, cache)`."""
 Loss = Callable[[Params, Any], tuple[Tensor, Aux]]
 Objective = Callable[[Apply], Loss]
 """What is trained for, before it meets a model: `next_token`, `dpo(...)`, and lifts of those."""

@@ -1,6 +1,6 @@
 """Whether training here is right: the device against the CPU, a run against its repetition, backend against backend.
 
-Invariant: every check computes something and names what differs first; none only looks at a version.
+Invariant: every check runs something or measures it, and names what differs first; none only looks at a version.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def dpo(
         how = plan(model.config, objective, config.dpo.optim, settings, here)
         batch = partial(pairs.batch, pairs.collate_pairs, examples)
         made_of = sft.digest(models.locate(init), [*data, *val])
-        stage = sft.stage("dpo", model, how, batch, _evaluator(model, trials), made_of, here)
+        stage = sft.stage("dpo", model, how, batch, _evaluator(model, trials), made_of)
         return train(stage, config, settings, out, resume, live)
 
 

@@ -75,7 +75,7 @@ def sft(
         how = plan(model.config, next_token, config.sft.optim, settings, here, lift)
         judge = evaluator(model, how.apply, trials, settings.batch_size, here)
         batch = partial(pairs.batch, pairs.collate, examples)
-        begun = stage("sft", model, how, batch, judge, digest(models.locate(init), [*data, *val]), here)
+        begun = stage("sft", model, how, batch, judge, digest(models.locate(init), [*data, *val]))
         return train(begun, config, settings, out, resume, live)
 
 
@@ -100,7 +100,6 @@ def stage(
     batch: Callable[[int, int, int, int, int, int], Any],
     evaluate: Callable[[Params], dict[str, float]],
     data_hash: str,
-    here: Ranks = ALONE,
 ) -> Stage:
     """A fine-tuning stage: another loss and other batches make it another stage.
 
@@ -108,7 +107,7 @@ def stage(
         batch: from the padding's id, the seed, the rows of a whole batch, the position, this process's number and
             how many there are.
     """
-    pad, settings = model.tokenizer.special("<|pad|>"), how.settings
+    pad, settings, here = model.tokenizer.special("<|pad|>"), how.settings, how.here
     return Stage(
         name=name,
         state=how.begin(model.params),

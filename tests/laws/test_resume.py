@@ -11,10 +11,7 @@ from road import SMALL
 
 from slm_fn import config as configs
 from slm_fn.config import Config
-from slm_fn.data import sources
-from slm_fn.pipeline.pack import PackConfig, pack_documents
 from slm_fn.pipeline.pretrain import pretrain
-from slm_fn.text.tokenizer import Tokenizer
 from slm_fn.train import checkpoint, runlog
 from slm_fn.train.meter import OF_THE_MACHINE
 
@@ -27,17 +24,6 @@ OPTIMIZERS = {
     "adafactor-relative": {"name": "adafactor", "relative": 1e-3, "b1": 0.0},
 }
 TOTAL, STOP = 5, 2
-
-
-@pytest.fixture(scope="module")
-def two_packs(road, tmp_path_factory):
-    """Two packs of other plays, by the road's tokenizer."""
-    out = tmp_path_factory.mktemp("packs")
-    tokenizer = Tokenizer.load(road.tokenizer)
-    documents = list(sources.read([road.text]))
-    for name, part in (("a", documents[:5]), ("b", documents[5:])):
-        pack_documents(PackConfig(seq_len=64, val_names=(part[0].name,)), tokenizer, part, out / name)
-    return [out / "a", out / "b"]
 
 
 def config_of(optim, **train):

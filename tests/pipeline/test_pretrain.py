@@ -7,22 +7,9 @@ from road import SMALL
 
 from slm_fn import config as configs
 from slm_fn.config import Config
-from slm_fn.data import mix, sources
+from slm_fn.data import mix
 from slm_fn.data import pack as packs
-from slm_fn.pipeline.pack import PackConfig, pack_documents
 from slm_fn.pipeline.pretrain import pretrain
-from slm_fn.text.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def two_packs(road, tmp_path_factory):
-    """Two packs of other plays, by the road's tokenizer, each with a play held out."""
-    out = tmp_path_factory.mktemp("packs")
-    tokenizer = Tokenizer.load(road.tokenizer)
-    documents = list(sources.read([road.text]))
-    for name, part in (("a", documents[:5]), ("b", documents[5:])):
-        pack_documents(PackConfig(seq_len=64, val_names=(part[0].name,)), tokenizer, part, out / name)
-    return [out / "a", out / "b"]
 
 
 def test_several_packs_are_trained_on_and_resumed(road, two_packs, tmp_path):
