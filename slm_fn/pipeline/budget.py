@@ -1,6 +1,6 @@
 """What a config costs before it is run: parameters by part, memory to train and to serve, time, and where it fits.
 
-Invariant: memory is that of the real step, run without numbers (`core.footprint`); no formula knows the model.
+Invariant: memory to train is that of the real step, run without numbers (`core.footprint`); no formula guesses it.
 """
 
 from __future__ import annotations
