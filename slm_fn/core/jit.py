@@ -17,7 +17,7 @@ from slm_fn.core.types import Metrics, Step, TrainState
 
 Engine = Literal["eager", "compile", "graph"]
 
-KEPT = 0.7
+KEPT = 0.5
 """Share of the activations that compiled code keeps for its way back; the rest, cheap elementwise work, is done again,
 which costs nothing where memory is slower than arithmetic: leaner and, measured, faster than keeping all."""
 PAYS_FROM = 2e14

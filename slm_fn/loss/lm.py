@@ -15,8 +15,8 @@ from torch import Tensor
 
 from slm_fn.core.types import Apply, Aux, LMBatch, Loss, Params
 
-CHUNK = 512
-"""Tokens per chunk: logits of 512 x 32k floats are 64 MiB, and the products are still wide enough to be fast."""
+CHUNK = 256
+"""Tokens per chunk: logits of 256 x 32k floats are 32 MiB, and the products are still wide enough to be fast."""
 
 
 def token_nll(
@@ -69,8 +69,8 @@ class _ChunkedNLL(torch.autograd.Function):
             # The mask goes to the narrow side of both products; out of place, as in-place fails under vmap.
             m = m[:, None].to(h.dtype)
             grad_hidden.append((g @ w) * m)
-            part = (g.mT @ (h * m)).to(weight.dtype)
-            grad_weight = part if grad_weight is None else grad_weight + part
+            part = g.mT @ (h * m)  # summed in the weight's own precision
+            grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight + part
         assert grad_weight is not None
         nll_N = torch.cat(nll)
         return (nll_N * mask_N).sum(), grad_weight, torch.cat(grad_hidden), nll_N
