@@ -93,7 +93,7 @@ def test_a_dual_model_is_balanced_without_being_asked(config, batch):
     assert {"balance", "num_lite", "num_expert", "num_dropped"} < set(told)
 
 
-def test_the_engine_is_told_with_its_reason(config, monkeypatch):
+def test_the_engine_is_told_with_its_reason(config):
     assert (
         plan(config, next_token, OptimConfig(), TrainConfig()).told[0].startswith("engine eager (the run is too short")
     )
