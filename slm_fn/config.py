@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import yaml
@@ -29,6 +29,7 @@ from slm_fn.text.train import TokenizerConfig
 from slm_fn.train.loop import TrainConfig
 
 S = TypeVar("S", bound=msgspec.Struct)
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 ASIDE = frozenset({"hooks", "tensorboard", "sharding"})  # a resumed run may change how it is watched and spread
 
 
@@ -38,7 +39,7 @@ class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     isolate_documents: bool = False
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
 
 
 class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +51,7 @@ class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     optim: OptimConfig = OptimConfig(learning_rate=3e-4)
     train: TrainConfig = TrainConfig(total_steps=300)
-    val_fraction: float = 0.0
+    val_fraction: Share = 0.0
     pack_rows: bool = True
 
 
@@ -61,7 +62,7 @@ class DpoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: TrainConfig = TrainConfig(total_steps=100)
     beta: float = 0.1
     nll_weight: float = 0.0
-    val_fraction: float = 0.0
+    val_fraction: Share = 0.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,13 +183,11 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for item in overrides:
         dotted, found, text = item.partition("=")
         if not found or not dotted:
-            raise ValueError(
-                f"--set {item!r}: write it as path.to.key=value, for example pretrain.train.total_steps=100"
-            )
+            raise ValueError(f"--set {item!r}: write it as path.to.key=value, as in pretrain.train.total_steps=100")
         try:
             value = yaml.load(text, _Loader)
         except yaml.YAMLError:
-            raise ValueError(f"--set {item!r}: the value does not parse") from None
+            raise ValueError(f"--set {item!r}: this is no YAML; text that begins with *, & or % wants quotes") from None
         data = _set_in(data, dotted.split("."), value)
     return data
 
@@ -208,11 +207,14 @@ def convert(data: dict[str, Any], where: str, struct: type[S]) -> S:
 
 
 def _check_keys(data: Any, kind: Any, where: str, root: type, section: str) -> None:
-    """Go through the dict along the struct's types; the first key that no field has is told."""
-    if not isinstance(data, dict):
-        return
+    """Go through the dict along the struct's types; the first key or word that no field knows is told."""
+    if get_origin(kind) is Literal and isinstance(data, str) and data not in get_args(kind):
+        raise ValueError(f"{where}: {section} is one of {', '.join(get_args(kind))}, not {data!r}")
+    if get_origin(kind) is tuple and isinstance(data, list):
+        for item in data:
+            _check_keys(item, get_args(kind)[0], where, root, section)
     inner, entries = _struct_in(kind)
-    if inner is None:
+    if inner is None or not isinstance(data, dict):
         return
     if entries:
         for name, value in data.items():
@@ -221,7 +223,8 @@ def _check_keys(data: Any, kind: Any, where: str, root: type, section: str) -> N
     fields = {field.name: field.type for field in msgspec.structs.fields(inner)}
     for key, value in data.items():
         if key not in fields:
-            raise ValueError(f"{where}: unknown key {str(key)!r} {_inside(section)}; {_hint(str(key), inner, root)}")
+            inside = f"in [{section}]" if section else "at the top level"
+            raise ValueError(f"{where}: unknown key {str(key)!r} {inside}; {_hint(str(key), inner, root)}")
         _check_keys(value, fields[key], where, root, f"{section}.{key}" if section else key)
 
 
@@ -233,19 +236,14 @@ def _struct_in(kind: Any) -> tuple[type[msgspec.Struct] | None, bool]:
     return (_struct_in(held)[0], get_origin(kind) is dict) if held is not None else (None, False)
 
 
-def _inside(section: str) -> str:
-    return f"in [{section}]" if section else "at the top level"
-
-
 def _hint(key: str, here: type[msgspec.Struct], root: type[msgspec.Struct]) -> str:
     known = [field.name for field in msgspec.structs.fields(here)]
-    every = list(_keys(root))
-    elsewhere = [path.rpartition(".")[0] for path in every if path.rpartition(".")[2] == key]
+    places = [path.rpartition(".")[::2] for path in _keys(root)]
+    elsewhere = [section for section, name in places if name == key]
     if elsewhere:
         return f"it belongs {' or '.join(f'under {path}' if path else 'at the top level' for path in elsewhere)}"
-    near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(
-        key, [path.rpartition(".")[2] for path in every], 1
-    )
+    every = [name for _, name in places]
+    near = [*difflib.get_close_matches(key, known, 1), *difflib.get_close_matches(key, every, 1)]
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
 
 

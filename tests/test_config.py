@@ -60,6 +60,27 @@ def test_a_missing_config_names_the_presets():
         configs.load("tinny")
 
 
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("train.precision=bf16", ["pretrain.train.precision is one of auto, float32", "not 'bf16'"]),
+        ("optim.measures=[grad_norm]", ["pretrain.optim.measures is one of grad_norms", "not 'grad_norm'"]),
+        ("train.batch_size=0", [">= 1", "pretrain.train.batch_size"]),
+        ("train.accumulate=0", [">= 1", "pretrain.train.accumulate"]),
+        ("train.log_every=-1", [">= 0", "pretrain.train.log_every"]),
+        ("optim.learning_rate=-1", [">= 0", "pretrain.optim.learning_rate"]),
+        ("optim.ema_decay=1.5", ["< 1", "pretrain.optim.ema_decay"]),
+        ("label_smoothing=2", ["< 1", "pretrain.label_smoothing"]),
+        ("train.hooks.taps=[*/attn]", ["pretrain.train.hooks.taps", "wants quotes"]),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_that_says_the_range(item, words):
+    with pytest.raises(ValueError, match="pretrain") as error:
+        configs.load("tiny", [f"pretrain.{item}"])
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
 CORPUS = "sources: {web: {path: web/, max_documents: 10}, talk: {path: t.jsonl, kind: chat}}"
 
 
@@ -70,7 +91,7 @@ CORPUS = "sources: {web: {path: web/, max_documents: 10}, talk: {path: t.jsonl, 
         ("sources: {web: {path: a, part_bytes: 9}}", ["'part_bytes'", "[sources.web]", "it belongs at the top level"]),
         ("sources: {web: {path: a}}\nnear: {treshold: 0.7}", ["'treshold'", "[near]", "did you mean 'threshold'"]),
         ("source: {web: {path: a}}", ["'source'", "at the top level", "did you mean 'sources'"]),
-        ("sources: {web: {path: a, kind: texts}}", ["texts", "sources[...].kind"]),
+        ("sources: {web: {path: a, kind: texts}}", ["sources.web.kind is one of", "not 'texts'"]),
         ("sources: {web: {path: a}, web: {path: b}}", ["does not parse", "'web' stands twice", "line 1"]),
         ("? [a]\n: b", ["does not parse", "a key is a list or mapping", "line 1"]),
         ("sources: {web: {path: '\udcff'}}", ["does not parse", "invalid start byte"]),

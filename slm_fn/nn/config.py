@@ -139,8 +139,8 @@ def _check_rope_scaling(config: ModelConfig) -> None:
         return
     if config.positions != "rope":
         raise ValueError(f"{name} is for model.positions rope, which are {config.positions} here; leave it out")
-    if not 1 <= scaling.factor < math.inf:
-        raise ValueError(f"{name}.factor stretches the context: at least 1, got {scaling.factor}")
+    if not 1 < scaling.factor < math.inf:
+        raise ValueError(f"{name}.factor is how many times the context is stretched: above 1, got {scaling.factor:g}")
     if scaling.original_context < 0:
         raise ValueError(f"{name}.original_context must be positive, or 0 for context / factor")
     if scaling.original_context and config.context > scaling.original_context * scaling.factor:

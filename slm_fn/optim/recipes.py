@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -17,6 +17,9 @@ from slm_fn.core.types import Path, Transform, Where
 from slm_fn.optim import adafactor, combine, directions, guard, measure, muon, schedules, transforms
 
 Measure = Literal["grad_norms", "noise_scale", "update_ratio"]
+Rate = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Decay = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,27 +29,27 @@ class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: Literal["adamw", "muon", "lion", "sgd", "adafactor"] = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     schedule: Literal["cosine", "linear", "wsd", "onecycle", "constant"] = "cosine"
-    warmup_steps: int = 20
-    decay_fraction: float = 0.4
+    warmup_steps: Annotated[int, msgspec.Meta(ge=0)] = 20
+    decay_fraction: Share = 0.4
     decay_shape: Literal["linear", "sqrt"] = "linear"
-    rise_fraction: float = 0.3
-    low_momentum: float = 0.85
-    floor: float = 0.0
-    weight_decay: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    momentum: float = 0.95
+    rise_fraction: Share = 0.3
+    low_momentum: Decay = 0.85
+    floor: Share = 0.0
+    weight_decay: Rate = 0.1
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Rate = 1e-8
+    momentum: Decay = 0.95
     nesterov: bool = True
-    muon_rate: float = 1.0
+    muon_rate: Rate = 1.0
     muon_steps: Literal["jordan", "polar"] = "jordan"
     muon_fit: Literal["rms", "shape"] = "rms"
-    relative: float = 0.0
-    clip: float = 1.0
-    spike_factor: float = 0.0
-    ema_decay: float = 0.0
+    relative: Rate = 0.0
+    clip: Rate = 1.0
+    spike_factor: Rate = 0.0
+    ema_decay: Decay = 0.0
     measures: tuple[Measure, ...] = ()
 
 

@@ -6,7 +6,7 @@ Invariant: what happens at step k depends on the state and on k alone, so a resu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,9 @@ from slm_fn.train.hooks import HookConfig, Observe
 from slm_fn.train.meter import Meter, Progress
 from slm_fn.train.runlog import Display
 
+Number = Annotated[int, msgspec.Meta(ge=1)]
+Interval = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long, in what batches, and how often to look. Intervals are in steps; 0 switches them off.
@@ -25,22 +28,22 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     row of them does not go away. (fp16's overflows, by which its scale is found, do not count.)
     """
 
-    total_steps: int = 1000
-    batch_size: int = 16
-    accumulate: int = 1
+    total_steps: Interval = 1000
+    batch_size: Number = 16
+    accumulate: Number = 1
     seed: int = 0
-    log_every: int = 10
-    eval_every: int = 0
-    eval_batches: int = 16
-    sample_every: int = 0
-    save_every: int = 0
-    keep: int = 2
+    log_every: Interval = 10
+    eval_every: Interval = 0
+    eval_batches: Number = 16
+    sample_every: Interval = 0
+    save_every: Interval = 0
+    keep: Number = 2
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
     engine: Literal["auto", "eager", "compile", "graph"] = "auto"
     remat: bool = False
-    num_threads: int = 0
+    num_threads: Interval = 0
     sharding: Literal["replicate", "shard"] = "replicate"
-    max_skipped: int = 10
+    max_skipped: Interval = 10
     hooks: HookConfig = HookConfig()
     tensorboard: bool = False
 
