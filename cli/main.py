@@ -30,6 +30,14 @@ COMMANDS = {
     "bench": ("bench", "Measure speed on this machine."),
     "runs": ("runs", "A table of training runs."),
 }
+BAD_INPUT = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,7 +66,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _fail("stopped", 1)
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except BAD_INPUT as error:
         _fail(_line(error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
@@ -73,7 +81,8 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
-    known = isinstance(error, ValueError | OSError) or type(error).__name__ in ("Interrupted", "OutOfMemory")
+    known = isinstance(error, ValueError | OSError | FloatingPointError)
+    known = known or type(error).__name__ in ("Interrupted", "OutOfMemory")
     return text if known and text else f"{type(error).__name__}: {text}"
 
 

@@ -76,7 +76,8 @@ def train(
         resume: `auto`, `never` (the folder must hold no run), or the path of a checkpoint to go on from.
 
     Raises:
-        ValueError: the folder holds another run (its config or data differ), or `never` was asked and it holds one.
+        ValueError: the folder holds another run (its config or data differ), or any and `never` was asked; nobody to
+            shard with.
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
     run, digest, here = Path(out), configs.digest(config), stage.here
@@ -159,6 +160,11 @@ def _restore(
     stage: Stage, settings: TrainConfig, digest: str, run: Path, resume: str, note: Callable[[str], None]
 ) -> tuple[TrainState, Progress, checkpoint.State | None]:
     root = run / "checkpoints"
+    if settings.sharding == "shard" and stage.here.mesh is None:
+        raise ValueError(
+            f"{stage.name}.train.sharding shard is for several processes, and this is one: start it by torchrun "
+            "--nproc-per-node N -m slm_fn.cli.main, or set it to replicate"
+        )
     if resume == "never" and checkpoint.steps(root):
         raise ValueError(f"{run}: holds a run already, and --resume never was asked; choose another --out or delete it")
     if root.is_dir() and stage.here.first:

@@ -201,3 +201,10 @@ def test_a_run_with_hooks_is_the_run_without_and_says_more(road, undisturbed, tm
     whole = pretrain(config, road.pack, tmp_path / "whole", "cpu", live=False)
     assert diary(whole.checkpoint.parents[1]) == rows
     assert list((out / "tensorboard").iterdir())
+
+
+def test_one_process_alone_does_not_shard(road, tmp_path):
+    config = configs.load(road.config_file, ["pretrain.train.sharding=shard"])
+    with pytest.raises(ValueError, match=r"pretrain.train.sharding shard is for several processes.*torchrun"):
+        pretrain(config, road.pack, tmp_path / "run", "cpu", live=False)
+    assert not (tmp_path / "run").exists()
