@@ -101,17 +101,32 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], spare: Sequence[str] = ()) -> None:
+    """A table on standard output: as wide as it is in a pipe; on a narrow terminal cells are folded, never cut.
+
+    Args:
+        spare: columns that a terminal which is too narrow goes without, the first one first.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not str: in what data says, square brackets are no markup.
-    table = Table(*columns, title=Text(title), title_justify="left")
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 10_000
+    shown, gone = list(range(len(columns))), [columns.index(name) for name in spare]
+    while True:
+        table = Table(title=Text(title), title_justify="left")
+        for i in shown:
+            table.add_column(columns[i], overflow="fold")
+        for row in rows:
+            # Text, not str: in what data says, square brackets are no markup.
+            table.add_row(*(Text("" if row[i] is None else str(row[i])) for i in shown))
+        wanted = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum
+        if not gone or wanted <= console.width:
+            break
+        shown.remove(gone.pop(0))
+    console.print(table)
 
 
 def report_run(done: Any, as_json: bool) -> None:

@@ -64,7 +64,8 @@ def table(folder: Path, sort: str, as_json: bool) -> None:
         options.print_json(rows)
         return
     columns = ["run", "stage", "status", "steps", "tokens", "loss", "best val", "tok/s", "device", "age"]
-    options.print_table(str(folder), columns, [_cells(row, folder) for row in rows])
+    cells = [_cells(row, folder) for row in rows]
+    options.print_table(str(folder), columns, cells, spare=["device", "tokens", "stage", "age", "tok/s"])
 
 
 def _place(row: dict[str, Any], sort: str) -> Any:

@@ -22,8 +22,8 @@ def folder(tmp_path):
     return tmp_path / "all"
 
 
-def call(*args):
-    done = CliRunner().invoke(runs.command, [str(arg) for arg in args], terminal_width=200, env={"COLUMNS": "200"})
+def call(*args, width=200):
+    done = CliRunner().invoke(runs.command, [str(arg) for arg in args], env={"COLUMNS": width and str(width)})
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
@@ -38,6 +38,16 @@ def test_a_folder_alone_is_the_table(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert "fast" in call()
     assert call("table", folder) == call(folder)
+
+
+def test_no_figure_is_cut_where_it_is_narrow(folder):
+    for width in (30, 60, 80, None):
+        text = call(folder, width=width)
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= (width or 200)
+        if width != 30:
+            assert all(word in text for word in ("slow", "2.5000", "2.6000", "20 / 20"))
+        assert ("device" in text) == (width is None)
 
 
 def test_the_table_is_sorted_and_told_as_json(folder):
