@@ -124,6 +124,7 @@ def budget(
     fitting = [p for p in placements if p.fits and p.devices == num_devices] or [p for p in placements if p.fits]
     tokens = settings.total_steps * settings.batch_size * config.model.context
     source = "as given" if tflops else f"measured here on {devices.name_of(place)}"
+    source += "; for other devices give --device-tflops" if memory_gib and not tflops else ""
     return Budget(
         **_model_figures(config),
         **held.figures(),

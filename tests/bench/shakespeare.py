@@ -50,7 +50,7 @@ def prepare(text: Path, folder: Path) -> None:
         (folder / "text" / name).write_text(part, encoding="utf-8")
     learn = ["--kind", "char", "--out", folder / "tokenizer.json"]
     slm("tokenizer", "train", folder / "text", *learn)
-    held_out = ["--val-fraction", 0, "--val-name", folder / "text" / "val.txt", "--seq-len", CONTEXT]
+    held_out = ["--val-fraction", 0, "--val-name", "val.txt", "--seq-len", CONTEXT]
     slm(
         "data",
         "pack",
