@@ -31,6 +31,14 @@ test-slow $HYPOTHESIS_PROFILE="thorough":
 bench-tokenizer *args:
     {{bin}}/slm bench tokenizer {{args}}
 
+# how fast training is here, beside the machine's matmul rate: just bench-train --peer transformers
+bench-train *args:
+    {{bin}}/slm bench train {{args}}
+
+# seconds to a quality, beside a clone of nanoGPT
+bench-shakespeare text nanogpt:
+    {{bin}}/python tests/bench/shakespeare.py {{text}} {{nanogpt}}
+
 # lint, format and types
 check:
     {{bin}}/ruff check .
@@ -40,6 +48,14 @@ check:
 # what this machine has
 device:
     {{bin}}/slm device
+
+# does the device compute what the CPU does
+doctor *args:
+    {{bin}}/slm doctor {{args}}
+
+# what a config costs: memory, time, what fits where
+plan config="tiny" *args:
+    {{bin}}/slm plan {{config}} {{args}}
 
 # stage 0: sources of a config to clean text
 prepare config="corpus" *args:
@@ -56,6 +72,14 @@ pack *inputs:
 # stage 3: packed shards to a model
 pretrain config="tiny" *args:
     {{bin}}/slm pretrain {{config}} --data {{run}}/packed --out {{run}}/pretrain {{args}}
+
+# stage 3 on several processes of this machine: just pretrain-many 2 tiny --set pretrain.train.sharding=shard
+pretrain-many num config="tiny" *args:
+    {{bin}}/torchrun --standalone --nproc-per-node {{num}} --max-restarts 3 -m slm_fn.cli.main pretrain {{config}} --data {{run}}/packed --out {{run}}/pretrain {{args}}
+
+# the curves of runs as a page
+plot *args:
+    {{bin}}/slm runs plot {{run}} --out {{run}}/curves.html {{args}}
 
 # stage 4: conversations to a model that answers
 sft config="tiny" data="demo/data/chat.jsonl" *args:
