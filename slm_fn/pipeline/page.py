@@ -21,6 +21,8 @@ MOST_POINTS = 600
 """Of one curve: about the pixels that a diagram is wide."""
 SIDE = 1000.0
 """The SVG's own units; it is stretched to its frame, and strokes and letters are not."""
+ROOM = 1.02
+"""How far the axis reaches beyond the last step, whose dot would be cut in half."""
 COLUMNS = ("status", "steps", "tokens", "loss", "best val", "tok/s", "device")
 
 
@@ -73,7 +75,7 @@ def _legend(names: Sequence[str]) -> str:
 def _figure(chart: Chart) -> tuple[str, dict[str, Any]]:
     """A diagram as HTML, and what the script wants to know of it."""
     curves = [thin(curve, MOST_POINTS) for curve in chart.curves]
-    low, high = 0.0, max((float(curve.x.max()) for curve in curves), default=0.0) or 1.0
+    low, high = 0.0, ROOM * max((float(curve.x.max()) for curve in curves), default=0.0) or 1.0
     bottom, top = _scaled(np.array(bounds(chart)), chart.log_y).tolist()
 
     def place(values: np.ndarray, start: float, end: float) -> np.ndarray:
@@ -134,7 +136,9 @@ def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
         >>> [label for _, label in log_ticks(0.1, 1.0)]
         ['1.5', '2', '3', '4', '5', '7', '10']
     """
-    factors = (1, 1.5, 2, 3, 4, 5, 7) if high - low < 1.2 else (1, 2, 5) if high - low < 2.5 else (1,)
+    factors: tuple[float, ...] = (1, 2, 5) if high - low < 2.5 else (1,)
+    if high - low < 1.2:
+        factors = (1, 1.5, 2, 3, 4, 5, 7) if high - low > 0.5 else (1, 1.2, 1.4, 1.7, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
     powers = range(math.floor(low), math.ceil(high) + 1)
     numbers = [factor * 10.0**power for power in powers for factor in factors]
     found = [(math.log10(number), _plain(number)) for number in numbers if low <= math.log10(number) <= high]

@@ -88,9 +88,10 @@ def panel(chart: Chart, names: Sequence[str], legend: bool) -> plot.Panel:
 
 
 def _axes(ax: Axes, chart: Chart) -> None:
-    from matplotlib.ticker import EngFormatter, NullLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
     ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=chart.x != "seconds"))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     if chart.log_y:
         ax.set_yscale("log")
