@@ -31,6 +31,13 @@ def test_paths_and_from_paths_are_inverse(shape):
     assert all(x is y for x, y in zip(tree.leaves(back), tree.leaves(t), strict=True))
 
 
+@given(trees)
+def test_flat_is_paths_but_for_leaf_kinds(shape):
+    assert list(tree.flat(shape).items()) == list(tree.paths(shape).items())
+    pairs = tree.update_in(shape, lambda path, n: (path, n))
+    assert all(path == told for path, (told, _) in tree.flat(pairs).items())
+
+
 @given(trees, st.sets(st.sampled_from("abcdef")))
 def test_partition_and_merge_are_inverse(shape, letters):
     chosen, rest = tree.partition(shape, lambda path: path[-1] in letters)
