@@ -17,6 +17,8 @@ import msgspec
 from slm_fn.core import files
 
 METRICS, SAMPLES, RUN = "metrics.jsonl", "samples.jsonl", "run.json"
+WIDE = 100
+"""Columns of a terminal from which there is room for a bar beside its figures."""
 
 
 def rewind(run: Path, step: int) -> None:
@@ -96,7 +98,7 @@ class Plain:
 
 
 class Live:
-    """A Rich bar: %, elapsed, time left, smoothed loss, lr, tok/s; notes scroll above it."""
+    """A Rich bar where there is room, %, elapsed, time left, smoothed loss, lr, tok/s; notes scroll above it."""
 
     def __init__(self, title: str, total: int) -> None:
         from rich.console import Console
@@ -109,10 +111,15 @@ class Live:
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(20), TaskProgressColumn(), MofNCompleteColumn())
-        clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[row]}"))
-        self.progress = Progress(*columns, *clocks, console=Console(stderr=True), speed_estimate_period=20)
+        console = Console(stderr=True)
+        bar = (BarColumn(20),) if console.width >= WIDE else ()
+        columns = (TextColumn("[bold]{task.description}"), *bar, TaskProgressColumn(), MofNCompleteColumn())
+        # On a narrow terminal the figures are cut, not the clocks.
+        spent, left = (kind(table_column=Column(min_width=7)) for kind in (TimeElapsedColumn, TimeRemainingColumn))
+        clocks = (spent, TextColumn("left"), left, TextColumn("{task.fields[row]}"))
+        self.progress = Progress(*columns, *clocks, console=console, speed_estimate_period=20)
         self.task = self.progress.add_task(title, total=total, row="")
 
     def update(self, step: int, row: dict[str, float]) -> None:

@@ -1,5 +1,7 @@
 """train/runlog.py: the diary after a resume, and what a person sees."""
 
+import pytest
+
 from slm_fn.train import runlog
 
 
@@ -41,3 +43,14 @@ def test_the_live_bar_draws(capsys):
 
 def test_off_a_terminal_the_display_is_plain():
     assert isinstance(runlog.display("x", 1), runlog.Plain)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_clocks_and_the_loss_are_whole_on_a_narrow_terminal(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with runlog.Live("pretrain", 900) as live:
+        live.update(450, {"loss": 2.3456, "lr": 1e-3, "tok_per_s": 12345.0})
+    shown = [line for line in capsys.readouterr().err.splitlines() if "left" in line][-1]
+    assert all(word in shown for word in ("0:00:00", "-:--:--", "50%", "loss 2.346")), shown
+    assert ("━" in shown) == (width == 120)
+    assert ("12,345 tok/s" in shown) == (width >= 80)
