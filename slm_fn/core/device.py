@@ -169,17 +169,23 @@ def side_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def record(device: torch.device, work: Callable[[], R]) -> Callable[[], R]:
+def shared_memory(device: torch.device) -> Any:
+    """Memory for recordings that never run at once: hand it to each `record`. None where nothing is recorded."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def record(device: torch.device, work: Callable[[], R], memory: Any = None) -> Callable[[], R]:
     """Record work that reads and writes fixed tensors, without doing it: each call of the result does it.
 
-    What the work returns lies in tensors of the graph, which the next call overwrites. Where nothing can be recorded,
-    it is the work itself.
+    What the work returns lies in tensors of the graph, which the next call overwrites. All else that it makes lies in
+    `memory`, by default the recording's own, and is lost once another recording there has run. Where nothing can be
+    recorded, it is the work itself.
     """
     if device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
     # Other threads may allocate meanwhile: batches are prefetched.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         result = work()
 
     def replay() -> R:

@@ -20,6 +20,9 @@ Engine = Literal["eager", "compile", "graph"]
 KEPT = 0.5
 """Share of the activations that compiled code keeps for its way back; the rest, cheap elementwise work, is done again,
 which costs nothing where memory is slower than arithmetic: leaner and, measured, faster than keeping all."""
+MODELS = 64
+"""How many models and optimizers a process may compile. They run the same lines, and of one line PyTorch keeps 8
+compilations: whatever came ninth, in a sweep say, would run uncompiled."""
 PAYS_FROM = 2e14
 """Operations of a run from which compiling is worth its half minute on a CPU, where it gains a tenth: minutes of work.
 
@@ -88,7 +91,10 @@ def jit(engine: Engine = "eager") -> Callable[[Callable[..., Any]], Callable[...
         raise ValueError(f"engine {engine!r} is not one of eager, compile, graph")
     if engine == "eager":
         return lambda f: f
+    from torch._dynamo import config as dynamo  # all of dynamo, which who compiles nothing need not wait for
+
     torch._functorch.config.activation_memory_budget = KEPT
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MODELS)
     return torch.compile
 
 
@@ -124,19 +130,21 @@ def capture(step: Step, warmup: int = 3) -> Step:
     References: Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs".
     """
     recorded: dict[Any, _Recording] = {}
-    held: list[TrainState] = []
+    held: list[tuple[TrainState, Any]] = []
 
     def run(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if not held:
-            held.append(tree.map(torch.clone, state))
-        if state is not held[0]:
-            _write(held[0], state)
+            # One memory for all: rows of many lengths would else hold the activations of every length at once.
+            held.append((tree.map(torch.clone, state), devices.shared_memory(tree.leaves(state)[0].device)))
+        own, memory = held[0]
+        if state is not own:
+            _write(own, state)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree.leaves(batch))
         if shapes not in recorded:
-            recorded[shapes] = _record(step, held[0], batch, warmup)
+            recorded[shapes] = _record(step, own, batch, warmup, memory)
         graph = recorded[shapes]
         _write(graph.batch, batch)
-        return held[0], tree.map(torch.clone, graph.replay())
+        return own, tree.map(torch.clone, graph.replay())
 
     return run
 
@@ -146,7 +154,7 @@ class _Recording(NamedTuple):
     batch: Any
 
 
-def _record(step: Step, state: TrainState, batch: Any, warmup: int) -> _Recording:
+def _record(step: Step, state: TrainState, batch: Any, warmup: int, memory: Any) -> _Recording:
     place = tree.leaves(state)[0].device
     batch = tree.map(torch.clone, batch)
 
@@ -161,7 +169,7 @@ def _record(step: Step, state: TrainState, batch: Any, warmup: int) -> _Recordin
         for _ in range(warmup):
             step(state, batch)
     _write(state, kept)
-    return _Recording(devices.record(place, whole), batch)
+    return _Recording(devices.record(place, whole, memory), batch)
 
 
 def _write(buffers: Any, values: Any) -> None:

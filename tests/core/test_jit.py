@@ -1,5 +1,7 @@
 """Engines for a function: the choice says why, compiling changes no number, a captured step is the step."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -117,8 +119,23 @@ def test_a_donated_state_is_written_over(same):
 
 def test_one_recording_for_each_shape(monkeypatch):
     recorded = []
-    monkeypatch.setattr(device, "record", lambda place, work: recorded.append(1) or work)
+    monkeypatch.setattr(device, "shared_memory", lambda place: object())
+    monkeypatch.setattr(device, "record", lambda place, work, memory: recorded.append(memory) or work)
     captured, state = capture(step), begin()
     for batch in batches():
         state, _ = captured(state, batch)
     assert len(recorded) == 2
+    assert recorded[0] is recorded[1]  # and one memory for all
+
+
+def times(text, x):
+    return x * len(text)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_the_twentieth_model_of_a_process_is_compiled_too(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.utils.counters.clear()
+    for n in range(20):
+        assert jit("compile")(partial(times, n * "x"))(torch.ones(())) == n
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 20
