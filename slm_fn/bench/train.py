@@ -244,7 +244,7 @@ def rows(report: Report) -> list[list[str]]:
         ["arithmetic", f"{report.flop_per_s / 1e9:,.0f} GFLOP/s"],
         ["of the machine", share],
         ["peak memory", f"{report.peak_memory_mib:,.0f} MiB"],
-        ["compile", f"{report.compile_s:.1f} s"],
+        ["first step", f"{report.compile_s:.1f} s longer than the others"],
         ["waiting for data", f"{report.data_stall_share:.1%}"],
         ["loss", f"{report.first_loss:.3f} to {report.loss:.3f}"],
         ["model", f"{report.params:,} parameters, batch {report.batch_size} x {report.context}"],
