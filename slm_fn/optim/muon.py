@@ -76,13 +76,15 @@ def scale_by_muon(
     References: Jordan et al. 2024, "Muon"; arXiv 2502.16982 (`rms`), 2505.16932 (the polynomials).
     """
 
+    # Out here: within a trace no tuple is the other, and compiled steps would be others than eager ones.
+    room = 1.0 if polynomials == JORDAN else 1.02
+
     def update(updates: Updates, state: MuonState, params: Params) -> tuple[Updates, MuonState]:
         mu = tree.map(lambda m, g: m.lerp(g, 1 - momentum), state.mu, updates)
 
         def direction(m: Tensor, g: Tensor) -> Tensor:
             out, into = g.shape[-2:]
             size = 0.2 * max(out, into) ** 0.5 if fit == "rms" else max(1.0, out / into) ** 0.5
-            room = 1.0 if polynomials is JORDAN else 1.02
             return orthogonalize(g.lerp(m, momentum) if nesterov else m, polynomials, dtype, room) * size
 
         return tree.map(direction, mu, updates), MuonState(mu)

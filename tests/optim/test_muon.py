@@ -121,3 +121,11 @@ def test_muon_is_nesterov_then_orthogonalize_then_scale(purely):
             assert torch.cosine_similarity(updates["w"][layer].flatten(), want.flatten(), 0) > 0.97
             assert 0.75 < updates["w"][layer].norm() / want.norm() < 1.2
     assert torch.allclose(state.mu["w"], mu, atol=1e-6)
+
+
+@pytest.mark.parametrize("polynomials", [JORDAN, POLAR], ids=["jordan", "polar"])
+def test_a_compiled_update_is_the_update(polynomials, no_shape_checks):
+    tx = muon.scale_by_muon(polynomials=polynomials)
+    grads = {"w": torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))}
+    compiled = torch.compile(tx.update, backend="eager")
+    assert torch.equal(compiled(grads, tx.init(grads), grads)[0]["w"], tx.update(grads, tx.init(grads), grads)[0]["w"])
