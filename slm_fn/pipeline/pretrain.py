@@ -63,12 +63,11 @@ def _stage(config: Config, mixture: Mixture, tokenizer: Tokenizer, here: Ranks) 
     lift = isolate(mixture.packs[0].info.eos) if config.pretrain.isolate_documents else pipe()
     objective = partial(next_token, smoothing=config.pretrain.label_smoothing)
     how = plan(shape, objective, config.pretrain.optim, settings, here, lift)
-    params = tree.to_device(gpt.init(shape, random.fold_in(settings.seed, "init")), here.device)
     generation = Generation(sampling=config.sampling)
     seed, rows = settings.seed, settings.batch_size
     return Stage(
         name="pretrain",
-        state=how.begin(params),
+        begin=lambda: how.begin(tree.to_device(gpt.init(shape, random.fold_in(seed, "init")), here.device)),
         step=how.step,
         batch_at=how.batches(lambda at: mix.lm_batch(mixture, "train", seed, at, rows, here.rank, here.size)),
         evaluate=_evaluator(how.apply, mixture, config, here),

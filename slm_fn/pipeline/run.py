@@ -36,10 +36,10 @@ Resume = Literal["auto", "never"]
 
 
 class Stage(NamedTuple):
-    """What one training stage brings: a fresh state and step, batches by position, and how to judge it."""
+    """What one training stage brings: how it begins, its step, batches by position, and how to judge it."""
 
     name: str
-    state: TrainState
+    begin: Callable[[], TrainState]
     step: Step
     batch_at: Callable[[int], Any]
     evaluate: Callable[[Params], dict[str, float]]
@@ -89,9 +89,10 @@ def train(
         if here.first:
             runlog.rewind(run, progress.step)
             _describe_run(run, stage, config, settings, digest)
-        device = tree.leaves(state)[0].device
+        held = [state]
+        del state  # the loop alone holds the state, else the first one would stay in memory to the end
         batches = stream.prefetch(
-            lambda position: devices.upload(stage.batch_at(position), device), progress.position, settings.total_steps
+            lambda at: devices.upload(stage.batch_at(at), here.device), progress.position, settings.total_steps
         )
         figures: dict[str, float] = dict(info.metrics) if info else {}
         place = checkpoint.folder_of(run, progress.step)
@@ -118,7 +119,7 @@ def train(
                 log, lambda p: stage.evaluate(tree.map(tree.whole, p)), sample, save, lambda: here.any(asked()), display
             )
             _, progress = fit(
-                stage.step, state, batches, settings, progress, outlets, stage.observe, stage.flops_per_token
+                stage.step, held.pop(), batches, settings, progress, outlets, stage.observe, stage.flops_per_token
             )
             here.check_same(progress.step, "ends")
             if progress.step < settings.total_steps:
@@ -174,7 +175,7 @@ def _restore(
         note(f"passed over: {line}")
     if place is None:
         devices.set_threads(settings.num_threads)
-        return stage.state, Progress(), None
+        return stage.begin(), Progress(), None
     info = checkpoint.check(place)
     if info.config_hash != digest:
         raise ValueError(
@@ -186,7 +187,7 @@ def _restore(
             f"{run}: was trained on other data; choose another --out, or hand it the data it was begun with"
         )
     _same_machine(info, settings, stage.here, note)
-    state, info = checkpoint.load(place, stage.state)
+    state, info = checkpoint.load(place, stage.begin())
     note(f"going on from {place}")
     return state, Progress(info.step, info.position, info.tokens, info.seconds, info.best, info.gathered), info
 
@@ -242,7 +243,7 @@ def _describe_run(run: Path, stage: Stage, config: Config, settings: TrainConfig
         "seed": settings.seed,
         "hook_list": list(stage.hooks),
         "versions": {"python": platform.python_version(), "torch": checkpoint.torch_version()},
-        "device": str(tree.leaves(stage.state)[0].device),
+        "device": str(stage.here.device),
         "processor": host.processor(),
         "num_threads": devices.set_threads(0),
         "num_processes": stage.here.size,

@@ -110,7 +110,7 @@ def stage(
     pad, settings, here = model.tokenizer.special("<|pad|>"), how.settings, how.here
     return Stage(
         name=name,
-        state=how.begin(model.params),
+        begin=lambda: how.begin(model.params),
         step=how.step,
         batch_at=how.batches(lambda at: batch(pad, settings.seed, settings.batch_size, at, here.rank, here.size)),
         evaluate=evaluate,

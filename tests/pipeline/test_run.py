@@ -1,5 +1,6 @@
 """pipeline/run.py, pretrain.py: resume = never stopped, refusals, and what a run folder holds."""
 
+import inspect
 import json
 import os
 import random
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import msgspec
 import pytest
 import torch
 
 from slm_fn import config as configs
+from slm_fn.pipeline import run, step
 from slm_fn.pipeline.pretrain import pretrain
 from slm_fn.pipeline.run import Interrupted
 from slm_fn.train import checkpoint, meter, runlog
@@ -208,3 +211,23 @@ def test_one_process_alone_does_not_shard(road, tmp_path):
     with pytest.raises(ValueError, match=r"pretrain.train.sharding shard is for several processes.*torchrun"):
         pretrain(config, road.pack, tmp_path / "run", "cpu", live=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_first_state_does_not_stay_in_memory(road, tmp_path, monkeypatch):
+    begun, alive = [], []
+    first, append = step.init_state, runlog.append
+
+    def watched(params, tx):
+        begun.append(weakref.ref(params["norm"]))
+        return first(params, tx)
+
+    def told(path, row):
+        alive.append(begun[0]() is not None)
+        append(path, row)
+
+    monkeypatch.setattr(run, "fit", inspect.unwrap(run.fit))  # what checks shapes in tests keeps the arguments
+    monkeypatch.setattr(step, "init_state", watched)
+    monkeypatch.setattr(runlog, "append", told)
+    pretrain(road.config, road.pack, tmp_path / "run", "cpu", live=False)
+    assert alive
+    assert not any(alive)
