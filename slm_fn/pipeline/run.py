@@ -84,13 +84,11 @@ def train(
     with _display(stage, settings, live) as display:
         for line in stage.told:
             display.note(line)
-        state, progress, info = _restore(stage, settings, digest, run, resume, display.note)
+        held, progress, info = _restore(stage, settings, digest, run, resume, display.note)
         here.check_same(progress.step, f"checkpoints in {run}")
         if here.first:
             runlog.rewind(run, progress.step)
             _describe_run(run, stage, config, settings, digest)
-        held = [state]
-        del state  # the loop alone holds the state, else the first one would stay in memory to the end
         batches = stream.prefetch(
             lambda at: devices.upload(stage.batch_at(at), here.device), progress.position, settings.total_steps
         )
@@ -159,7 +157,8 @@ def _display(stage: Stage, settings: TrainConfig, live: bool | None) -> runlog.D
 
 def _restore(
     stage: Stage, settings: TrainConfig, digest: str, run: Path, resume: str, note: Callable[[str], None]
-) -> tuple[TrainState, Progress, checkpoint.State | None]:
+) -> tuple[list[TrainState], Progress, checkpoint.State | None]:
+    """The state to begin with, in a list: the loop takes it out, else the first one would stay in memory to the end."""
     root = run / "checkpoints"
     if settings.sharding == "shard" and stage.here.mesh is None:
         raise ValueError(
@@ -175,7 +174,7 @@ def _restore(
         note(f"passed over: {line}")
     if place is None:
         devices.set_threads(settings.num_threads)
-        return stage.begin(), Progress(), None
+        return [stage.begin()], Progress(), None
     info = checkpoint.check(place)
     if info.config_hash != digest:
         raise ValueError(
@@ -189,7 +188,7 @@ def _restore(
     _same_machine(info, settings, stage.here, note)
     state, info = checkpoint.load(place, stage.begin())
     note(f"going on from {place}")
-    return state, Progress(info.step, info.position, info.tokens, info.seconds, info.best, info.gathered), info
+    return [state], Progress(info.step, info.position, info.tokens, info.seconds, info.best, info.gathered), info
 
 
 def _same_machine(info: checkpoint.State, settings: TrainConfig, here: Ranks, note: Callable[[str], None]) -> None:

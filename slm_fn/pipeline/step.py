@@ -100,7 +100,7 @@ def plan(
     in_precision = pipe(devices.compute_in(dtype), lift)
     apply = in_precision(partial(gpt.apply, shape))
     lift_block = pipe(jit.jit(engine), remat if settings.remat else pipe())
-    in_training = in_precision(partial(gpt.apply, shape, lift_block=lift_block))
+    in_training = in_precision(_with_head(jit.jit(engine))(partial(gpt.apply, shape, lift_block=lift_block)))
     if shape.ffn == "dual":
         objective = balanced(shape.dual.balance, shape.dual.expert_share)(objective)
     if gpt.is_noisy(shape):
@@ -131,6 +131,18 @@ def _observer(objective: Objective, apply: Apply, settings: TrainConfig, here: R
     watched = taps.watch(settings.hooks.forward, settings.hooks.taps)(objective)
     over, _ = _over(here, "replicate")
     return hooks.observer(pipe(taps.observe, accumulate(settings.accumulate), over)(watched(apply)))
+
+
+def _with_head(lift: Callable[[Any], Any]) -> Callable[[Apply], Apply]:
+    """Lift `apply -> apply`: its head, which in training is most of the loss, goes through `lift`."""
+
+    def outer(apply: Apply) -> Apply:
+        def inner(params: Params, *args: Any, head: Any = gpt.logits, **kwargs: Any) -> Any:
+            return apply(params, *args, head=lift(head), **kwargs)
+
+        return inner
+
+    return outer
 
 
 def _groups(shape: ModelConfig, optim: OptimConfig) -> list[str]:
