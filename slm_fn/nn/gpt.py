@@ -16,7 +16,7 @@ from torch import Tensor
 from slm_fn.core import random, tree
 from slm_fn.core.types import Params, Path
 from slm_fn.nn import attention, cache, ffn, positions
-from slm_fn.nn.cache import KVCache
+from slm_fn.nn.cache import Cache, KVCache, Write
 from slm_fn.nn.config import DualConfig, ModelConfig, RopeScaling, check, is_noisy
 from slm_fn.nn.ops import affine, embed, layer_norm, logits, rms_norm
 from slm_fn.nn.spec import Weight, count, flops, matrices, sizes, spec
@@ -88,7 +88,7 @@ def apply(
     config: ModelConfig,
     params: Params,
     tokens: Int[Tensor, "B T"],
-    past: KVCache | None = None,
+    past: Cache | None = None,
     *,
     noise: Int[Tensor, " B"] | None = None,
     segments: Int[Tensor, "B T"] | None = None,
@@ -97,12 +97,12 @@ def apply(
     head: Callable[..., Any] = logits,
     lift_block: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_is,
     backend: attention.Backend = "auto",
-) -> tuple[Any, KVCache | None]:
+) -> tuple[Any, Cache | None]:
     """Tokens to logits (B, T, V), or to whatever `head(weight, hidden_BTD)` makes of the last hidden states.
 
     Args:
-        past: keys and values of what came before; the tokens continue each row at its own length. How full it is
-            is not looked at (that would stall a GPU): the caller does, with `cache.check_room`.
+        past: keys and values of what came before (`Slots` are written over); the tokens continue each row at its own
+            length. How full it is is not looked at (that would stall a GPU): the caller does, with `cache.check_room`.
         noise: a number per row (`random.row_noise`). Given, the model trains: it drops what the config says. Absent,
             it infers.
         segments: a run of one number is a text of its own: it attends to itself alone, and its places count from 0.
@@ -131,7 +131,7 @@ def apply(
     chosen = attention.choose(backend, x, config.attn_softcap)
     bias = _bias(config, chosen, places, past, since, x.dtype)
     table = _table(config, turns, x.dtype)
-    run = lift_block(partial(block, config, chosen))
+    run = lift_block(partial(block, config, chosen, cache.writer(past)))
     written = []
     for i, layer in enumerate(tree.unstack(params["blocks"])):
         kv = None if past is None else (past.k[i], past.v[i], places)
@@ -143,12 +143,13 @@ def apply(
     x = tap("final", _norm(config, params, "norm", x))
     softcap = {"softcap": config.logit_softcap} if config.logit_softcap else {}
     out = head(params["embed" if config.tied else "head"], x, **softcap)
-    return out, None if past is None else _grown(past, written, tokens.shape[1])
+    return out, None if past is None else cache.grown(past, written, tokens.shape[1])
 
 
 def block(
     config: ModelConfig,
     backend: Any,
+    write: Write,
     params: Params,
     x: Float[Tensor, "B T D"],
     table: tuple[Tensor, Tensor] | None,
@@ -164,7 +165,7 @@ def block(
     """
     q, k, v = project(config, params["attn"], _norm(config, params, "attn_norm", x), table)
     if kv is not None:
-        k, v = cache.write(kv[0], k, kv[2]), cache.write(kv[1], v, kv[2])
+        k, v = write(kv[0], k, kv[2]), write(kv[1], v, kv[2])
     scale = config.head_dim**-0.5 * positions.attention_factor(config.rope_scaling) ** 2
     y = attention.attend(q, k.to(q.dtype), v.to(q.dtype), bias_BHTS, backend, scale, config.attn_softcap)
     x = x + tap("attn", _dropped(config, affine(params["attn"], "o", y.flatten(2)), noise, _ATTN))
@@ -186,11 +187,6 @@ def project(
 def _tap_of(layer: int, tap: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
     """The tap with the layer's number put in front; without one every layer gets the same: one compile for all."""
     return tap if tap is _no_tap else lambda name, x: tap(f"{layer}/{name}", x)
-
-
-def _grown(past: KVCache, written: list[tuple[Tensor, Tensor]], num_new: int) -> KVCache:
-    k, v = (torch.stack(layers) for layers in zip(*written, strict=True))
-    return KVCache(k, v, past.length + num_new)
 
 
 def _check_call(config: ModelConfig, tokens: Tensor, past: Any, segments: Any, noise: Any) -> None:
@@ -218,7 +214,7 @@ def _enter(config: ModelConfig, params: Params, tokens: Tensor, turns: Tensor, n
 
 
 def _bias(
-    config: ModelConfig, backend: str, places: Tensor, past: KVCache | None, since: Tensor | None, dtype: torch.dtype
+    config: ModelConfig, backend: str, places: Tensor, past: Cache | None, since: Tensor | None, dtype: torch.dtype
 ) -> Tensor | None:
     """What hides keys from queries, once for all layers; None where the fused kernel knows by itself."""
     T = places.shape[1]

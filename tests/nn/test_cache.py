@@ -57,3 +57,19 @@ def test_rows_are_taken_in_any_order_and_reset(purely):
     emptied = purely(cache.reset, past, torch.tensor([1]))
     assert emptied.length.tolist() == [0, 0, 5]
     assert emptied.k is past.k
+
+
+def test_slots_are_written_over_and_hold_what_a_pure_cache_would(config, rough):
+    params, tokens = rough(config), torch.arange(6).view(2, 3)
+    pure = gpt.init_cache(config, params, batch=3, size=8)
+    slots = cache.Slots(pure.k.clone(), pure.v.clone(), pure.length)
+    part = cache.view(slots, 2, 6)
+    wanted, after = gpt.apply(config, params, tokens, cache.take(pure, torch.arange(2)))
+    got, grown = gpt.apply(config, params, tokens, part)
+    torch.testing.assert_close(got, wanted)
+    assert isinstance(grown, cache.Slots)
+    assert grown.k.data_ptr() == slots.k.data_ptr()
+    assert grown.length.tolist() == [3, 3]
+    torch.testing.assert_close(slots.k[:, :2], after.k)
+    torch.testing.assert_close(slots.v[:, :2], after.v)
+    assert not slots.k[:, 2].any()
