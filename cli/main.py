@@ -27,6 +27,7 @@ COMMANDS = {
     "sample": ("sample", "Continue a text."),
     "chat": ("chat", "Talk to a model in the terminal."),
     "serve": ("serve", "Serve a model and its chat page."),
+    "keys": ("keys", "API keys of the server: add, list, remove."),
     "bench": ("bench", "Measure speed on this machine."),
     "runs": ("runs", "A table of training runs."),
 }
