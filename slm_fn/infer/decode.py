@@ -14,6 +14,7 @@ from torch import Tensor
 from slm_fn.core import random
 from slm_fn.core.types import Apply, Params
 from slm_fn.infer import sample
+from slm_fn.infer.filters import Said
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.nn import cache as kv
 
@@ -122,17 +123,20 @@ def stream_rows(
     """One new token per row at each step, None for rows that have stopped. `check` comes before."""
     lengths = [len(prompt) for prompt in prompts]
     alive = list(range(len(prompts)))
+    said = [Said(prompt, []) for prompt in prompts]
     # The mode is entered step by step: it belongs to a thread, and a suspended generator may go on in another.
     with torch.inference_mode():
         # No more room than can be used: every step reads and writes the whole cache.
         logits, cache = prefill(apply, init_cache, params, prompts, min(size, max(lengths) + max_tokens))
-        seen = _mark(logits, prompts) if config.repetition_penalty != 1 else None
     for i in range(max_tokens):
         u = torch.cat([random.uniform(random.fold_in(seeds[row], i), (1,)) for row in alive])
         with torch.inference_mode():
-            chosen = sample.choose(sample.chain(config, seen)(logits), u)
+            settings = sample.stack([config] * len(alive))
+            chosen = sample.choose(sample.chain(settings, [said[row] for row in alive])(logits), u)
         ids = chosen.tolist()
         new = dict(zip(alive, ids, strict=True))
+        for row, token in new.items():
+            said[row] = Said(said[row].prompt, [*said[row].reply, token])
         yield [new.get(row) for row in range(len(prompts))]
         going = [lengths[row] + i + 1 < size and new[row] not in stop_ids for row in alive]
         if not any(going) or i + 1 == max_tokens:
@@ -142,9 +146,6 @@ def stream_rows(
                 alive = [row for row, on in zip(alive, going, strict=True) if on]
                 kept = torch.tensor(going).nonzero().squeeze(-1)
                 cache, chosen = kv.take(cache, kept.to(cache.length.device)), chosen[kept]
-                seen = seen[kept] if seen is not None else None
-            if seen is not None:
-                seen = seen.scatter(1, chosen[:, None], True)
             out, cache = apply(params, chosen[:, None].to(cache.length.device), cache)
             logits = out[:, -1].float().cpu()
 
@@ -165,11 +166,3 @@ def prefill(
     logits, cache = apply(params, tokens, cache)
     last = logits[torch.arange(len(prompts), device=device), lengths - 1]
     return last.float().cpu(), cache._replace(length=lengths)
-
-
-def _mark(logits: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Which tokens of the vocabulary each prompt holds."""
-    seen = torch.zeros_like(logits, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        seen[row, list(prompt)] = True
-    return seen

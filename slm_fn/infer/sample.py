@@ -1,117 +1,135 @@
-"""Sampling filters as functions `Logits -> Logits`, composed by a config; a choice is a function of logits and `u`.
+"""Sampling as functions `Logits -> Logits`, composed by the configs of rows; a choice is a function of logits and `u`.
 
-Invariant: chance is an argument: the same logits and the same `u` choose the same token on every device.
+Invariant: chance is an argument: the same logits and the same `u` choose the same token on every device, whatever the
+rows beside it are and want.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-Filter = Callable[[Tensor], Tensor]
+from slm_fn.infer.filters import FILTERS, Said, largest
+
+Link = Callable[[Tensor], Tensor]
 
 
 class SampleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to choose the next token. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and penalty 1 are off."""
+    """How to choose the next token. Temperature 0 is greedy; of the filters each default is off.
+
+    Attributes:
+        repetition_penalty: over prompt and reply; the frequency and presence penalties count the reply alone.
+        logit_bias: added to the logits of these ids.
+        bad_words: sequences of ids that are never completed.
+    """
 
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
-def check(config: SampleConfig) -> SampleConfig:
+class Setting(NamedTuple):
+    """One filter, the rows that want it, and how."""
+
+    name: str
+    rows: Int[Tensor, " N"]
+    values: Any  # (N,), or a tuple of N where a value is no number
+
+
+class Settings(NamedTuple):
+    """The configs of rows that sample together: only what some row wants."""
+
+    num_rows: int
+    filters: tuple[Setting, ...]
+
+
+class Logprobs(NamedTuple):
+    """Log probabilities of the model itself: the chosen token's, and the likeliest ids with theirs."""
+
+    chosen: Float[Tensor, " B"]
+    ids: Int[Tensor, "B N"]
+    values: Float[Tensor, "B N"]
+
+
+def check(config: SampleConfig, vocab_size: int | None = None) -> SampleConfig:
     """Return the config if every setting is in its range.
 
     Raises:
         ValueError: names the setting and its range.
     """
-    ranges = {
-        "temperature": config.temperature >= 0,
-        "top_k": config.top_k >= 0,
-        "top_p": 0 < config.top_p <= 1,
-        "min_p": 0 <= config.min_p <= 1,
-        "repetition_penalty": 0.01 <= config.repetition_penalty <= 100,
+    for name, filter in FILTERS.items():
+        value = getattr(config, name)
+        if not filter.good(value):
+            raise ValueError(f"{name} must be {filter.wanted}, got {value}")
+    named = {
+        "logit_bias": max(config.logit_bias, default=0),
+        "bad_words": max((i for word in config.bad_words for i in word), default=0),
     }
-    wanted = {"top_p": "in (0, 1]", "min_p": "in [0, 1]", "repetition_penalty": "in [0.01, 100]"}
-    for name, good in ranges.items():
-        if not good:
-            raise ValueError(f"{name} must be {wanted.get(name, 'at least 0')}, got {getattr(config, name)}")
+    for name, token in named.items():
+        if vocab_size is not None and token >= vocab_size:
+            raise ValueError(f"{name} names token {token}; the vocabulary has {vocab_size}")
     return config
 
 
-def temperature(t: float) -> Filter:
-    """Divide by `t`; 0 leaves the largest alone. Shifted so that the largest is 0, or a small `t` would overflow."""
+def stack(configs: Sequence[SampleConfig]) -> Settings:
+    """The settings of rows side by side; do it when rows join or leave, not at every token.
 
-    def scale(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        if t > 0:
-            return (logits - logits.amax(-1, keepdim=True)) / max(t, 1e-30)
-        best = logits.argmax(-1, keepdim=True)
-        return torch.full_like(logits, float("-inf")).scatter(-1, best, 0.0)
-
-    return scale
-
-
-def top_k(k: int) -> Filter:
-    """Keep the `k` largest (and what ties with the last of them); 0 keeps all. arXiv 1805.04833."""
-
-    def keep(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        if k == 0 or k >= logits.shape[-1]:
-            return logits
-        return logits.masked_fill(logits < logits.topk(k).values[..., -1:], float("-inf"))
-
-    return keep
-
-
-def top_p(p: float) -> Filter:
-    """Keep the fewest, likeliest tokens that reach probability `p`; the first always stays. arXiv 1904.09751."""
-
-    def keep(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        if p >= 1:
-            return logits
-        ordered, order = logits.sort(descending=True, stable=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
-        return logits.masked_fill(drop, float("-inf"))
-
-    return keep
+    Example:
+        >>> [setting.name for setting in stack([SampleConfig(), SampleConfig(temperature=1.0, top_k=5)]).filters]
+        ['temperature', 'top_k']
+    """
+    found: list[Setting] = []
+    greedy: set[int] = set()
+    for name, filter in FILTERS.items():
+        every = [getattr(config, name) for config in configs]
+        # One token is left to a greedy row: the filters behind the temperature have nothing to do.
+        rows = [row for row, value in enumerate(every) if value != filter.off and row not in greedy]
+        if rows:
+            values = [every[row] for row in rows]
+            numbers = isinstance(filter.off, int | float)
+            found.append(Setting(name, torch.tensor(rows), torch.tensor(values) if numbers else tuple(values)))
+        if name == "temperature":
+            greedy = {row for row, value in enumerate(every) if value == 0}
+    return Settings(len(configs), tuple(found))
 
 
-def min_p(p: float) -> Filter:
-    """Keep tokens at least `p` times as likely as the likeliest. arXiv 2407.01082."""
+def chain(settings: Settings, said: Sequence[Said] = ()) -> Link:
+    """All filters of all rows in one: penalties, bias and bad words, temperature, top-k, typical, top-p, min-p.
 
-    def keep(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        probabilities = logits.softmax(-1)
-        return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), float("-inf"))
+    Args:
+        said: per row its prompt and what it has said, where some row has a penalty or bad words.
 
-    return keep
+    Raises:
+        ValueError: what rows have said is needed and not told.
+    """
+    needs = next((setting.name for setting in settings.filters if FILTERS[setting.name].reads_said), None)
+    if needs and len(said) != settings.num_rows:
+        raise ValueError(f"{needs} needs what each of {settings.num_rows} rows has said, got {len(said)}")
 
+    def link(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        for name, rows, values in settings.filters:
+            apply = FILTERS[name].apply
+            told = [said[row] for row in rows.tolist()] if said else ()
+            if len(rows) == settings.num_rows:
+                logits = apply(logits, values, told)
+            else:
+                at = rows.to(logits.device)
+                logits = logits.index_copy(0, at, apply(logits[at], values, told))
+        return logits
 
-def repetition_penalty(factor: float, seen: Bool[Tensor, "B V"]) -> Filter:
-    """Divide positive logits of seen tokens by `factor`, multiply negative ones. arXiv 1909.05858."""
-
-    def push(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
-
-    return push
-
-
-def chain(config: SampleConfig, seen: Bool[Tensor, "B V"] | None = None) -> Filter:
-    """All filters of a config in one: penalty, temperature, top-k, top-p, min-p."""
-    filters: list[Filter] = []
-    if config.repetition_penalty != 1 and seen is not None:
-        filters.append(repetition_penalty(config.repetition_penalty, seen))
-    filters += [temperature(config.temperature), top_k(config.top_k), top_p(config.top_p)]
-    if config.min_p > 0:
-        filters.append(min_p(config.min_p))
-    return lambda logits: reduce(lambda x, f: f(x), filters, logits)
+    return link
 
 
 def choose(logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -128,3 +146,16 @@ def choose(logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, 
     # The first place whose sum exceeds the target: it has a probability above zero, or its sum would not exceed.
     target = u.cpu().double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def logprobs(logits: Float[Tensor, "B V"], chosen: Int[Tensor, " B"], num_top: int) -> Logprobs:
+    """What the model thought of the chosen tokens and of the `num_top` likeliest, before any filter.
+
+    Example:
+        >>> logprobs(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), 1)
+        Logprobs(chosen=tensor([-0.6931]), ids=tensor([[0]]), values=tensor([[-0.6931]]))
+    """
+    every = logits.float().log_softmax(-1)
+    ids = largest(every, min(num_top, every.shape[-1]))
+    at = chosen.to(every.device)[:, None]
+    return Logprobs(every.gather(-1, at).squeeze(-1), ids, every.gather(-1, ids))
