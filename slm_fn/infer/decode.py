@@ -1,42 +1,23 @@
-"""Decoding: prompts to new tokens, one at a time or many ragged rows at once, through the key/value cache.
+"""Decoding for scripts: prompts to new tokens, one at a time or many rows at once, as a loop over the engine.
 
 Invariant: the i-th new token of a row depends on its prompt, its seed and i, not on the rows beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from slm_fn.core import random
 from slm_fn.core.types import Apply, Params
-from slm_fn.infer import sample
-from slm_fn.infer.filters import Said
+from slm_fn.infer import engine as engines
+from slm_fn.infer.engine import ContextOverflow, Engine, EngineConfig, InitCache, Request, Token, check_prompt
 from slm_fn.infer.sample import SampleConfig
-from slm_fn.nn import cache as kv
+from slm_fn.nn.cache import Slots
 
-InitCache = Callable[[Params, int, int], Any]
-
-
-class ContextOverflow(ValueError):
-    """A prompt that leaves no room for an answer."""
-
-
-def check_prompt(num_prompt: int, size: int, max_tokens: int) -> None:
-    """Refuse a prompt that leaves no room, before anything is computed.
-
-    Raises:
-        ContextOverflow: in the words that OpenAI's clients know.
-    """
-    if num_prompt >= size:
-        raise ContextOverflow(
-            f"This model's maximum context length is {size} tokens. However, you requested "
-            f"{num_prompt + max_tokens} tokens ({num_prompt} in the messages, {max_tokens} in the completion). "
-            "Please shorten the prompt."
-        )
+__all__ = ["ContextOverflow", "InitCache", "check", "check_prompt", "generate", "generate_batch", "prefill", "run"]
 
 
 def generate(
@@ -56,9 +37,10 @@ def generate(
     Raises:
         ValueError: the prompt leaves no room, or is empty.
     """
-    check([prompt_ids], config, max_tokens, size)
-    rows = stream_rows(apply, init_cache, params, [prompt_ids], config, [seed], max_tokens, stop_ids, size)
-    return (token for ids in rows for token in ids if token is not None)
+    engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0))
+    request = Request(tuple(prompt_ids), config, seed, max_tokens, frozenset(stop_ids))
+    engines.check_request(request, size)
+    return (token.id for token in run(engine, [request]) if token.id is not None)
 
 
 def generate_batch(
@@ -77,22 +59,25 @@ def generate_batch(
     """All new tokens of many prompts, decoded together; each row as `generate` alone would make it.
 
     Args:
-        num_rows: decoded at a time, prompts of like length together: bounds the cache.
+        num_rows: decoded at a time: bounds the cache.
 
     Raises:
         ValueError: some prompt leaves no room, or is empty; nothing has been computed then.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-    check(prompts, config, max_tokens, size)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    rows = max(1, min(num_rows, len(prompts)))
+    engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=rows, size=size, prefix_tokens=0))
+    stops = frozenset(stop_ids)
+    asked = [
+        Request(tuple(prompt), config, seed, max_tokens, stops) for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    for request in asked:
+        engines.check_request(request, size)
     out: list[list[int]] = [[] for _ in prompts]
-    for part in (order[i : i + num_rows] for i in range(0, len(order), num_rows)):
-        rows, chances = [prompts[row] for row in part], [seeds[row] for row in part]
-        for ids in stream_rows(apply, init_cache, params, rows, config, chances, max_tokens, stop_ids, size):
-            for row, token in zip(part, ids, strict=True):
-                if token is not None:
-                    out[row].append(token)
+    for token in run(engine, asked):
+        if token.id is not None:
+            out[token.key].append(token.id)
     return out
 
 
@@ -103,66 +88,33 @@ def check(prompts: Sequence[Sequence[int]], config: SampleConfig, max_tokens: in
         ValueError: an empty prompt, one that leaves no room, or a setting out of its range.
     """
     for prompt in prompts:
-        if not prompt:
-            raise ValueError("a prompt needs at least one token")
-        check_prompt(len(prompt), size, max_tokens)
-    sample.check(config)
+        engines.check_request(Request(tuple(prompt), config, max_tokens=max_tokens), size)
 
 
-def stream_rows(
-    apply: Apply,
-    init_cache: InitCache,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    config: SampleConfig,
-    seeds: Sequence[int],
-    max_tokens: int,
-    stop_ids: Collection[int],
-    size: int,
-) -> Iterator[list[int | None]]:
-    """One new token per row at each step, None for rows that have stopped. `check` comes before."""
-    lengths = [len(prompt) for prompt in prompts]
-    alive = list(range(len(prompts)))
-    said = [Said(prompt, []) for prompt in prompts]
-    # The mode is entered step by step: it belongs to a thread, and a suspended generator may go on in another.
-    with torch.inference_mode():
-        # No more room than can be used: every step reads and writes the whole cache.
-        logits, cache = prefill(apply, init_cache, params, prompts, min(size, max(lengths) + max_tokens))
-    for i in range(max_tokens):
-        u = torch.cat([random.uniform(random.fold_in(seeds[row], i), (1,)) for row in alive])
-        with torch.inference_mode():
-            settings = sample.stack([config] * len(alive))
-            chosen = sample.choose(sample.chain(settings, [said[row] for row in alive])(logits), u)
-        ids = chosen.tolist()
-        new = dict(zip(alive, ids, strict=True))
-        for row, token in new.items():
-            said[row] = Said(said[row].prompt, [*said[row].reply, token])
-        yield [new.get(row) for row in range(len(prompts))]
-        going = [lengths[row] + i + 1 < size and new[row] not in stop_ids for row in alive]
-        if not any(going) or i + 1 == max_tokens:
-            return
-        with torch.inference_mode():
-            if not all(going):
-                alive = [row for row, on in zip(alive, going, strict=True) if on]
-                kept = torch.tensor(going).nonzero().squeeze(-1)
-                cache, chosen = kv.take(cache, kept.to(cache.length.device)), chosen[kept]
-            out, cache = apply(params, chosen[:, None].to(cache.length.device), cache)
-            logits = out[:, -1].float().cpu()
-
-
+@torch.inference_mode()
 def prefill(
-    apply: Apply, init_cache: InitCache, params: Params, prompts: Sequence[Sequence[int]], size: int
-) -> tuple[Tensor, Any]:
-    """Read ragged prompts in one pass: the logits behind each row's last token (float32, on the CPU), and the cache.
+    apply: Apply, init_cache: InitCache, params: Params, prompt_ids: Sequence[int], size: int
+) -> tuple[Float[Tensor, "1 V"], Slots]:
+    """Read one prompt as the engine does: the logits behind its last token (float32, on the CPU), and its cache."""
+    engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0), rows=1)
+    state, ended = engines.read(engine, engines.admit(engine, engines.init(engine), 0, Request(tuple(prompt_ids))))
+    while not ended:
+        state, ended = engines.read(engine, state)
+    return ended[0][1], state.slots._replace(length=torch.full_like(state.slots.length, len(prompt_ids)))
 
-    Rows are padded on the right; each row's length is then set to its own, so what the padding wrote is hidden by the
-    mask and overwritten by what comes.
+
+def run(engine: Engine, requests: Sequence[Request]) -> Iterator[Token]:
+    """Every new token of some requests as it comes, `key` being the request's place: the next joins when one ends.
+
+    Raises:
+        ValueError: a request that cannot be done, when its turn comes; `check` tells before.
     """
-    cache = init_cache(params, len(prompts), size)
-    device = cache.length.device
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    logits, cache = apply(params, tokens, cache)
-    last = logits[torch.arange(len(prompts), device=device), lengths - 1]
-    return last.float().cpu(), cache._replace(length=lengths)
+    # No more room than can be used: slots are memory.
+    longest = max((len(request.prompt) + request.max_tokens for request in requests), default=1)
+    state, joined = engines.init(engine, longest), 0
+    while joined < len(requests) or state.rows:
+        while joined < len(requests) and len(state.rows) < engine.config.max_batch:
+            state = engines.admit(engine, state, joined, requests[joined])
+            joined += 1
+        state, tokens = engines.step(engine, state)
+        yield from tokens

@@ -211,8 +211,8 @@ def check_prompt(num_prompt: int, size: int, max_tokens: int) -> None:
         )
 
 
-def check(engine: Engine, request: Request) -> None:
-    """Refuse what cannot be done, before anything is computed.
+def check_request(request: Request, size: int) -> None:
+    """Refuse what cannot be done in a context of `size`, before anything is computed.
 
     Raises:
         ContextOverflow: the prompt leaves no room.
@@ -222,7 +222,7 @@ def check(engine: Engine, request: Request) -> None:
         raise ValueError("a prompt needs at least one token")
     if request.max_tokens < 0:
         raise ValueError(f"max_tokens must be at least 0, got {request.max_tokens}")
-    check_prompt(len(request.prompt), engine.config.size, request.max_tokens)
+    check_prompt(len(request.prompt), size, request.max_tokens)
     sample.check(request.sampling)
 
 
@@ -234,7 +234,7 @@ def admit(engine: Engine, state: EngineState, key: int, request: Request) -> Eng
         ContextOverflow: the prompt leaves no room.
         ValueError: the key is taken, the prompt is empty, or a setting is out of its range.
     """
-    check(engine, request)
+    check_request(request, engine.config.size)
     if any(row.key == key for row in state.rows):
         raise ValueError(f"engine: a request with key {key} is under way")
     if len(state.rows) >= engine.config.max_batch:
@@ -259,7 +259,7 @@ def step(engine: Engine, state: EngineState) -> tuple[EngineState, list[Token]]:
     Rows whose prompt ends here make their first token in this very step. Without rows nothing happens.
     """
     ready = sorted((row for row in state.rows if row.reply), key=lambda row: row.slot)
-    state, fresh = _prefill(engine, state)
+    state, fresh = read(engine, state)
     parts = [logits for _, logits in fresh]
     if ready:
         parts.insert(0, _decode(engine, state.slots, ready))
@@ -278,7 +278,7 @@ def _decode(engine: Engine, slots: Slots, ready: Sequence[Row]) -> Tensor:
     return engine.decode(slots, batch)[1]["logits"][: len(ready)].cpu()
 
 
-def _prefill(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Row, Tensor]]]:
+def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Row, Tensor]]]:
     """Read pieces of prompts, each row in its turn; returns the rows whose prompt ended, with their logits."""
     budget = engine.config.chunk
     ended: list[tuple[Row, Tensor]] = []
