@@ -133,6 +133,42 @@ def wants_contiguous(x: Tensor) -> bool:
     return x.device.type == "mps"
 
 
+FEW_ROWS = 32
+"""Up to so many rows an INT8 product takes a kernel that reads the weights as they are; beyond, one that widens them
+first is faster. A decoding step has so few. 8 rows cost twice what 1 does, 32 about as much as widening."""
+
+
+def has_int8_kernel(x: Tensor, num_rows: int) -> bool:
+    """Whether `x @ q.T * scale` with few rows has a kernel of its own, which treats a row the same among any others.
+
+    It has no gradient and no batching rule, and reads beyond rows that are no multiple of its vectors.
+    """
+    if x.device.type != "cpu" or num_rows > FEW_ROWS or num_rows == 0 or x.shape[-1] % 32:
+        return False
+    if x.dtype not in (torch.float32, torch.bfloat16) or (x.requires_grad and torch.is_grad_enabled()):
+        return False
+    return not _is_mapped(x)
+
+
+def has_int4_kernel(device: torch.device, dtype: torch.dtype, num_outputs: int, group: int) -> bool:
+    """Whether INT4 weights of such a shape can be laid out for a kernel."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and num_outputs % 16 == 0 and group in (32, 64, 128, 256)
+
+
+def has_packed_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights can be laid out once for all products: oneDNN else does it anew at each, for half the time."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and precision(device) == torch.bfloat16
+    )
+
+
+def _is_mapped(x: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was told; a clock read before that lies."""
     if device.type == "cuda":

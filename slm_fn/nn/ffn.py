@@ -32,7 +32,11 @@ def gated(params: dict[str, Any], x: Float[Tensor, "B T D"], f: Activation) -> F
 
     References: arXiv 2002.05202.
     """
-    return affine(params, "down", f(affine(params, "gate", x)) * affine(params, "up", x))
+    if "gate_up" in params:
+        gate, up = affine(params, "gate_up", x).chunk(2, -1)
+    else:
+        gate, up = affine(params, "gate", x), affine(params, "up", x)
+    return affine(params, "down", f(gate) * up)
 
 
 def relu2(x: Tensor) -> Tensor:

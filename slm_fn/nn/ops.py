@@ -1,4 +1,4 @@
-"""Layers without state: linear (open by leaf kind), affine, logits, embed, rms_norm, layer_norm.
+"""Layers without state: linear and embed (open by leaf kind), affine, logits, rms_norm, layer_norm.
 
 Invariant: the activations' dtype rules; a weight is cast to it at use and its gradient comes back in its own.
 """
@@ -49,9 +49,22 @@ def logits(weight: Any, hidden: Tensor, softcap: float = 0.0) -> Tensor:
     return softcap * torch.tanh(out / softcap) if softcap else out
 
 
-def embed(weight: Float[Tensor, "V D"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    """Rows of the embedding matrix."""
+@singledispatch
+def embed(weight: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    """Rows of the embedding matrix, by the kind of the weight, as `linear`.
+
+    Raises:
+        TypeError: nobody registered this kind of weight.
+    """
+    raise TypeError(f"embed: no look-up is registered for a weight of kind {type(weight).__name__}")
+
+
+@embed.register
+def _rows(weight: Tensor, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
     return F.embedding(tokens, weight)
+
+
+embed.dispatch(Tensor)
 
 
 def rms_norm(gain: Float[Tensor, " D"], x: Float[Tensor, "... D"], eps: float) -> Float[Tensor, "... D"]:
