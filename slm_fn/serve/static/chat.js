@@ -1,230 +1,236 @@
-// The chat page: one conversation, streamed. What the model says goes through textContent alone, so it is never markup.
+// A chat in any element, the page's or the widget's: the log, the field, and the reply being written.
+// Invariant: one reply is written at a time, and nothing of an abandoned one reaches the conversation that follows.
 
-const byId = (id) => document.getElementById(id);
-const log = byId("log"), hint = byId("hint"), form = byId("form"), input = byId("input"), send = byId("send");
-const stop = byId("stop"), latest = byId("latest"), speed = byId("speed"), status = byId("status");
+import { answer, fresh, learn, limits } from "./dialogue.js";
+import { h, icon } from "./dom.js";
+import { question, reply, sends } from "./message.js";
+import { Failure } from "./stream.js";
 
-let messages = []; // what the server is told: system, user and assistant in turn
-let running = null; // the AbortController of the reply being written
-let context = Infinity; // tokens the model can keep in mind
-let tokensPerCharacter = 0; // of this conversation, as far as the server has counted it
+const HEARD_MS = 15000; // a spoken block leaves the page once it has been said
 
-// ---- the wire ----
+/**
+ * Put a chat into `root`. `server` is a URL; `settings()` and `key()` are asked at every reply; `keep(conversation)` is
+ * called after every change and says whether it was kept; `needKey()`, if there, lets the user enter one.
+ */
+export function mount(root, { server, settings, key = () => "", keep = () => true, needKey = null, words }) {
+  const log = h("div", { class: "log", role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0" });
+  const hint = h("div", { class: "hint" }, h("p", { class: "lead" }, words.greeting), h("p", {}, words.about));
+  const input = h("textarea", { rows: "1", "aria-label": "Message", placeholder: words.placeholder, autocomplete: "off", enterkeyhint: "send" });
+  const send = h("button", { class: "round send", "aria-label": "Send", disabled: true }, icon("send"));
+  const stop = h("button", { class: "round stop", type: "button", "aria-label": "Stop", hidden: true }, icon("stop"));
+  const latest = h("button", { class: "quiet latest", type: "button", hidden: true }, "Latest", icon("latest"));
+  const form = h("form", { class: "field" }, input, send, stop);
+  const heard = h("div", { class: "unseen", "aria-live": "polite" });
+  const foot = h("p", { class: "foot" }, "Enter sends · Shift+Enter breaks the line · Esc stops");
+  root.append(log, h("div", { class: "bottom" }, latest, form, foot), heard);
 
-/** The JSON behind each `data:` of a stream of server-sent events. One decoder, so no character is split. */
-async function* events(body) {
-  const reader = body.getReader();
-  const decoder = new TextDecoder();
-  let rest = "";
-  try {
-    for (;;) {
-      const { value, done } = await reader.read();
-      rest += decoder.decode(value, { stream: !done });
-      const blocks = rest.split("\n\n");
-      rest = blocks.pop();
-      for (const block of blocks) {
-        if (!block.startsWith("data: ")) continue; // a comment that keeps the connection open
-        if (block === "data: [DONE]") return;
-        yield JSON.parse(block.slice(6));
-      }
-      if (done) throw new Error("The connection ended before the reply did.");
+  let talk = fresh();
+  let running = null; // the AbortController of the reply being written
+  let known = limits();
+
+  // ---- the log ----
+
+  const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 32;
+
+  function toEnd() {
+    log.scrollTop = log.scrollHeight;
+    latest.hidden = true;
+  }
+
+  /** Change the log; it follows its end only while the reader is there. */
+  function change(act) {
+    const following = atEnd();
+    act();
+    if (following) toEnd();
+    else latest.hidden = false;
+  }
+
+  function hear(text) {
+    const line = h("p", {}, text);
+    heard.append(line);
+    setTimeout(() => line.remove(), HEARD_MS);
+  }
+
+  function add(element) {
+    change(() => { hint.remove(); log.append(element); });
+    return element;
+  }
+
+  /** A line below a message, with buttons by their names. */
+  function note(text, { error = false, ...buttons } = {}) {
+    const line = h("div", { class: error ? "note error" : "note" }, h("span", {}, text));
+    for (const [name, act] of Object.entries(buttons)) {
+      if (act) line.append(h("button", { type: "button", class: "quiet", onclick: () => { line.remove(); act(); } }, name));
     }
-  } finally {
-    reader.cancel().catch(() => {});
+    add(line);
+    hear(text);
   }
-}
 
-/** Ask for a reply; yields `{text}`, `{finish}` and `{usage}` as they come. Throws an Error fit to be shown. */
-async function* ask(conversation, signal) {
-  const response = await fetch("v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ messages: conversation, stream: true, stream_options: { include_usage: true } }),
-    signal,
-  }).catch((error) => {
-    throw signal.aborted ? error : new Error("The server cannot be reached. Is it still running?");
-  });
-  if (!response.ok) {
-    const told = await response.json().catch(() => null);
-    const error = new Error(told?.error?.message ?? `The server answered with status ${response.status}.`);
-    error.tooLong = told?.error?.code === "context_length_exceeded";
-    throw error;
+  /** Draw the conversation as far as it goes. */
+  function draw() {
+    log.replaceChildren(...(talk.messages.length ? talk.messages.map(shown) : [hint]));
+    toEnd();
   }
-  for await (const event of events(response.body)) {
-    if (event.error) throw new Error(event.error.message);
-    if (event.usage) yield { usage: event.usage };
-    const choice = event.choices[0];
-    if (choice?.delta.content) yield { text: choice.delta.content };
-    if (choice?.finish_reason) yield { finish: choice.finish_reason };
+
+  function shown(message) {
+    if (message.role === "user") return question(message, (text) => resend(message, text));
+    const view = reply(message, { again });
+    view.end();
+    return view.article;
   }
-}
 
-// ---- the page ----
+  // ---- the reply ----
 
-const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 32;
-
-function toEnd() {
-  log.scrollTop = log.scrollHeight;
-  latest.hidden = true;
-}
-
-/** Change the log; it follows its end only while the reader is there. */
-function change(what) {
-  const following = atEnd();
-  what();
-  if (following) toEnd();
-  else latest.hidden = false;
-}
-
-function add(kind, text = "") {
-  const element = document.createElement("div");
-  element.className = kind;
-  element.textContent = text;
-  change(() => { hint.hidden = true; log.append(element); });
-  return element;
-}
-
-function setRunning(controller) {
-  running = controller;
-  const hadFocus = document.activeElement === stop;
-  stop.hidden = !controller;
-  send.hidden = Boolean(controller);
-  log.setAttribute("aria-busy", String(Boolean(controller))); // a reader hears the reply once, when it is whole
-  if (hadFocus) input.focus();
-  grow();
-}
-
-/** Fit the field to its text. */
-function grow() {
-  input.style.height = "auto";
-  input.style.height = `${input.scrollHeight}px`;
-  send.disabled = !input.value.trim();
-}
-
-function showSpeed(tokens, milliseconds) {
-  speed.textContent = milliseconds > 100 ? `${tokens} tokens, ${Math.round((tokens * 1000) / milliseconds)}/s` : "";
-}
-
-/** A line below a message, with a button that asks again if there is something to repeat. */
-function note(words, { error = false, again = null } = {}) {
-  const line = add(error ? "note error" : "note", words);
-  status.textContent = words;
-  if (!again) return;
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "quiet";
-  button.textContent = "Try again";
-  button.addEventListener("click", () => { line.remove(); again(); input.focus(); });
-  change(() => line.append(button));
-}
-
-// ---- a conversation ----
-
-/** Forget the oldest exchanges until a quarter of the context should be free for the reply; says whether any went. */
-function forget() {
-  const before = messages.length;
-  const size = () => messages.reduce((sum, { content }) => sum + content.length, 0) * tokensPerCharacter;
-  while (messages.length > 1 && size() > context * 0.75) messages.splice(0, 2);
-  return messages.length < before;
-}
-
-/** The reply to the conversation, with less and less of it as long as the server finds it too long. */
-async function* answer(signal) {
-  let forgot = forget();
-  for (;;) {
-    if (forgot) yield { forgot };
-    try {
-      return yield* ask(messages, signal);
-    } catch (error) {
-      if (!error.tooLong || messages.length < 2) throw error;
-      forgot = messages.splice(0, 2);
-    }
+  function setRunning(controller) {
+    running = controller;
+    const hadFocus = stop.matches(":focus");
+    stop.hidden = !controller;
+    send.hidden = Boolean(controller);
+    root.toggleAttribute("data-busy", Boolean(controller));
+    if (hadFocus) input.focus();
+    grow();
   }
-}
 
-/** Let the model answer the conversation as it stands. */
-async function reply() {
-  const controller = new AbortController();
-  const element = add("message assistant writing");
-  let text = "", tokens = 0, began = 0, finish = null, forgot = false, failure = null;
-  setRunning(controller);
-  speed.textContent = "";
-  status.textContent = "";
-  try {
-    for await (const piece of answer(controller.signal)) {
-      if (controller !== running) return; // another conversation has begun
-      finish ??= piece.finish;
-      forgot ||= piece.forgot;
+  function save() {
+    talk.changed = Date.now();
+    if (!keep(talk)) note("The browser's storage is full: this conversation is not kept.", { error: true });
+  }
+
+  /** Take the pieces of a reply into `message`; says how it ended. */
+  async function take(message, view, controller) {
+    let began = 0, pieces = 0, told = [], forgot = false, finish = null;
+    const asked = { server, key: key(), settings: settings(), limits: known, signal: controller.signal };
+    for await (const piece of answer(asked, talk.messages)) {
+      if (controller !== running) return null; // another conversation has begun
+      if (piece.told) ({ told, forgot } = piece);
+      if (piece.finish) finish = piece.finish;
       if (piece.usage) {
-        showSpeed(piece.usage.completion_tokens, performance.now() - began);
-        const characters = messages.reduce((sum, { content }) => sum + content.length, text.length);
-        tokensPerCharacter = piece.usage.total_tokens / Math.max(1, characters);
+        message.tokens = piece.usage.completion_tokens;
+        learn(known, told, message.content, piece.usage);
       }
       if (!piece.text) continue;
       began ||= performance.now();
-      tokens += 1; // one event a token, nearly; the usage at the end is exact
-      text += piece.text;
-      change(() => { element.textContent = text; });
-      showSpeed(tokens, performance.now() - began);
+      message.tokens = pieces += 1; // an event a token, nearly; the usage at the end is exact
+      message.seconds = (performance.now() - began) / 1000;
+      message.content += piece.text;
+      view.write();
     }
-  } catch (error) {
-    failure = error;
+    return { finish, forgot };
   }
-  if (controller !== running) return;
-  setRunning(null);
-  element.classList.remove("writing");
-  const again = () => { element.remove(); reply(); };
-  if (failure && !controller.signal.aborted) return note(failure.message, { error: true, again: failure.tooLong ? null : again });
-  if (!text) {
-    element.remove();
-    return note(failure ? "Stopped." : "The model said nothing.", { again });
+
+  /** Let the model answer the conversation as it stands. */
+  async function respond() {
+    const controller = new AbortController();
+    const message = { role: "assistant", content: "" };
+    const view = reply(message, { again, change, hear });
+    setRunning(controller);
+    add(view.article);
+    view.begin();
+    let ended = null, failure = null;
+    try {
+      ended = await take(message, view, controller);
+    } catch (error) {
+      failure = error;
+    }
+    if (controller !== running) return;
+    setRunning(null);
+    view.end();
+    conclude(message, view, ended, failure);
   }
-  messages.push({ role: "assistant", content: text });
-  if (failure) note("Stopped.");
-  else if (finish === "length") note("Cut short: the model's context is full.");
-  else if (forgot) note("The beginning of the conversation was left out: the model's context is full.");
+
+  function conclude(message, view, ended, failure) {
+    const stopped = failure && !(failure instanceof Failure);
+    if (message.content && !(failure && !stopped)) {
+      talk.messages.push(message);
+      save();
+    } else view.article.remove();
+    const told = { "Try again": respond };
+    if (stopped) note("Stopped.", message.content ? {} : told);
+    else if (failure) fail(failure, told);
+    else if (!message.content) note("The model said nothing.", told);
+    else if (ended.finish === "length") note("Cut short: the reply reached its limit.");
+    else if (ended.forgot) note("The beginning of the conversation was left out: the model's context is full.");
+  }
+
+  function fail({ kind, message }, told) {
+    if (kind === "key" && needKey) note(message, { error: true, "Enter key": () => needKey(respond) });
+    else note(message, { error: true, ...(kind === "long" ? {} : told) });
+  }
+
+  // ---- what the user does ----
+
+  const tidy = () => log.querySelectorAll(".note").forEach((line) => (line.matches(".error") || line.querySelector("button")) && line.remove());
+
+  function submit() {
+    const text = input.value.trim();
+    if (!text || running) return;
+    tidy();
+    const message = { role: "user", content: text };
+    talk.messages.push(message);
+    add(shown(message));
+    toEnd();
+    input.value = "";
+    save();
+    respond();
+  }
+
+  /** The last reply once more. */
+  function again() {
+    if (running || talk.messages.at(-1)?.role !== "assistant") return;
+    talk.messages.pop();
+    redo();
+  }
+
+  /** A question put differently; what followed it goes. */
+  function resend(message, text) {
+    if (running) stopIt();
+    talk.messages.splice(talk.messages.indexOf(message), Infinity, { role: "user", content: text });
+    redo();
+  }
+
+  function redo() {
+    save();
+    draw();
+    input.focus();
+    respond();
+  }
+
+  /** Abandon the reply without a word. */
+  function stopIt() {
+    running?.abort();
+    setRunning(null);
+  }
+
+  function load(conversation = fresh()) {
+    stopIt();
+    talk = conversation;
+    known = { ...known, perCharacter: 0 };
+    draw();
+    input.focus();
+  }
+
+  /** Fit the field to its text. */
+  function grow() {
+    input.style.height = "auto";
+    input.style.height = `${input.scrollHeight}px`;
+    send.disabled = !input.value.trim();
+  }
+
+  form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  input.addEventListener("input", grow);
+  input.addEventListener("keydown", (event) => { if (sends(event)) { event.preventDefault(); submit(); } });
+  stop.addEventListener("click", () => running?.abort());
+  latest.addEventListener("click", () => { toEnd(); input.focus(); });
+  log.addEventListener("scroll", () => { if (atEnd()) latest.hidden = true; }, { passive: true });
+  draw();
+  grow();
+
+  return {
+    load,
+    focus: () => input.focus(),
+    talk: () => talk,
+    /** End the reply under way; says whether there was one. */
+    stop: () => Boolean(running && (running.abort(), true)),
+    context: (tokens) => { known.context = tokens; },
+  };
 }
-
-function submit() {
-  const text = input.value.trim();
-  if (!text || running) return;
-  log.querySelectorAll(".error, .note:has(button)").forEach((line) => line.remove());
-  if (messages.at(-1)?.role === "user") messages.pop(); // it stayed without an answer, and roles take turns
-  messages.push({ role: "user", content: text });
-  add("message user", text);
-  toEnd();
-  input.value = "";
-  reply();
-}
-
-function restart() {
-  running?.abort();
-  setRunning(null);
-  messages = [];
-  tokensPerCharacter = 0;
-  log.replaceChildren(hint);
-  hint.hidden = false;
-  speed.textContent = "";
-  toEnd();
-  input.focus();
-}
-
-form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
-input.addEventListener("input", grow);
-input.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
-});
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
-stop.addEventListener("click", () => running?.abort());
-latest.addEventListener("click", () => { toEnd(); input.focus(); });
-log.addEventListener("scroll", () => { if (atEnd()) latest.hidden = true; }, { passive: true });
-byId("new").addEventListener("click", restart);
-
-fetch("v1/models")
-  .then((response) => response.json())
-  .then(({ data: [model] }) => {
-    byId("model").textContent = model.id;
-    context = model.max_model_len;
-  })
-  .catch(() => {});
-grow();
