@@ -13,7 +13,8 @@ from torch import Tensor
 
 from slm_fn.core.types import Apply, Params
 from slm_fn.infer import engine as engines
-from slm_fn.infer.engine import ContextOverflow, Engine, EngineConfig, InitCache, Request, Token, check_prompt
+from slm_fn.infer.engine import Engine, EngineConfig, InitCache
+from slm_fn.infer.request import ContextOverflow, Request, Token, check_prompt, check_request
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.nn.cache import Slots
 
@@ -39,7 +40,7 @@ def generate(
     """
     engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0))
     request = Request(tuple(prompt_ids), config, seed, max_tokens, frozenset(stop_ids))
-    engines.check_request(request, size)
+    check_request(request, size)
     return (token.id for token in run(engine, [request]) if token.id is not None)
 
 
@@ -73,7 +74,7 @@ def generate_batch(
         Request(tuple(prompt), config, seed, max_tokens, stops) for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     for request in asked:
-        engines.check_request(request, size)
+        check_request(request, size)
     out: list[list[int]] = [[] for _ in prompts]
     for token in run(engine, asked):
         if token.id is not None:
@@ -88,16 +89,21 @@ def check(prompts: Sequence[Sequence[int]], config: SampleConfig, max_tokens: in
         ValueError: an empty prompt, one that leaves no room, or a setting out of its range.
     """
     for prompt in prompts:
-        engines.check_request(Request(tuple(prompt), config, max_tokens=max_tokens), size)
+        check_request(Request(tuple(prompt), config, max_tokens=max_tokens), size)
 
 
 @torch.inference_mode()
 def prefill(
-    apply: Apply, init_cache: InitCache, params: Params, prompt_ids: Sequence[int], size: int
+    apply: Apply, init_cache: InitCache, params: Params, prompt_ids: Sequence[int], size: int, room: int | None = None
 ) -> tuple[Float[Tensor, "1 V"], Slots]:
-    """Read one prompt as the engine does: the logits behind its last token (float32, on the CPU), and its cache."""
-    engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0), rows=1)
-    state, ended = engines.read(engine, engines.admit(engine, engines.init(engine), 0, Request(tuple(prompt_ids))))
+    """Read one prompt as the engine does: the logits behind its last token (float32, on the CPU), and its cache.
+
+    Args:
+        room: how many tokens the cache should hold; None is the context of `size`.
+    """
+    engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0))
+    state = engines.admit(engine, engines.init(engine, room), 0, Request(tuple(prompt_ids)))
+    state, ended = engines.read(engine, state)
     while not ended:
         state, ended = engines.read(engine, state)
     return ended[0][1], state.slots._replace(length=torch.full_like(state.slots.length, len(prompt_ids)))
