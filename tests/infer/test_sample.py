@@ -1,7 +1,8 @@
-"""infer/sample.py: each filter by its definition, and a choice that is exact sampling."""
+"""infer/sample.py: settings in their ranges, rows that sample together, and a choice that is exact sampling."""
 
-import math
+import json
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -9,77 +10,50 @@ from hypothesis import strategies as st
 
 from slm_fn.core import random
 from slm_fn.infer import sample
+from slm_fn.infer.filters import Said
 from slm_fn.infer.sample import SampleConfig
 
 rows = st.lists(st.lists(st.floats(-8, 8, width=32), min_size=7, max_size=7), min_size=1, max_size=4).map(torch.tensor)
+
+
+def chained(logits, **given):
+    config = SampleConfig(**given)
+    return sample.chain(sample.stack([config] * len(logits)), [Said()] * len(logits))(logits)
 
 
 def kept(logits):
     return logits > float("-inf")
 
 
-@given(rows, st.integers(0, 9))
-def test_top_k_keeps_the_k_largest_and_ties(logits, k):
-    want = torch.stack([row >= sorted(row.tolist(), reverse=True)[min(k or 7, 7) - 1] for row in logits])
-    assert torch.equal(kept(sample.top_k(k)(logits)), want)
-
-
-@given(rows, st.floats(0.01, 1.0))
-def test_top_p_keeps_the_fewest_that_reach_p(logits, p):
-    for row, mask in zip(logits, kept(sample.top_p(p)(logits)), strict=True):
-        probabilities = row.softmax(-1)
-        order = sorted(range(7), key=lambda i: (-row[i].item(), i))
-        assert [bool(mask[i]) for i in order] == sorted((bool(m) for m in mask), reverse=True), "a prefix of the order"
-        size = int(mask.sum())
-        assert size >= 1
-        reached = probabilities[order[:size]].sum().item()
-        short = probabilities[order[: size - 1]].sum().item()
-        assert reached >= p - 1e-5
-        assert size == 1 or short < p + 1e-5
-
-
-@given(rows, st.floats(0, 1))
-def test_min_p_keeps_what_is_likely_enough(logits, p):
-    probabilities = logits.softmax(-1)
-    want = probabilities >= p * probabilities.amax(-1, keepdim=True)
-    assert torch.equal(kept(sample.min_p(p)(logits)), want)
-
-
-@given(rows, st.floats(1, 3))
-def test_repetition_penalty_makes_the_seen_less_likely(logits, factor):
-    seen = torch.zeros_like(logits, dtype=torch.bool)
-    seen[:, ::2] = True
-    out = sample.repetition_penalty(factor, seen)(logits)
-    for x, y, s in zip(logits.flatten().tolist(), out.flatten().tolist(), seen.flatten().tolist(), strict=True):
-        assert y == pytest.approx((x / factor if x > 0 else x * factor) if s else x, rel=1e-5)
-
-
 @given(rows)
 def test_temperature_zero_is_greedy_whatever_u_is(logits):
-    out = sample.chain(SampleConfig(temperature=0.0, top_p=0.3, top_k=2))(logits)
+    out = chained(logits, temperature=0.0, top_p=0.3, top_k=2)
     for u in (0.0, 0.5, 0.999999):
         assert torch.equal(sample.choose(out, torch.full((len(logits),), u)), logits.argmax(-1))
 
 
+def test_a_greedy_row_costs_no_filter_behind_the_temperature():
+    config = SampleConfig(temperature=0.0, top_k=3, top_p=0.5, typical_p=0.5, min_p=0.1)
+    assert [setting.name for setting in sample.stack([config]).filters] == ["temperature"]
+
+
 def test_filters_apply_together():
     logits = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]])
-    config = SampleConfig(temperature=1.0, top_k=3, top_p=0.9)
-    assert kept(sample.chain(config)(logits)).tolist() == [[True, True, False, False, False]]
-    assert kept(sample.chain(SampleConfig(temperature=1.0, top_k=3))(logits)).tolist() == [[True] * 3 + [False] * 2]
+    assert kept(chained(logits, temperature=1.0, top_k=3, top_p=0.9)).tolist() == [[True, True, False, False, False]]
+    assert kept(chained(logits, temperature=1.0, top_k=3)).tolist() == [[True] * 3 + [False] * 2]
 
 
-def test_the_order_is_penalty_temperature_top_k_top_p_min_p():
-    logits, seen = torch.tensor([[2.0, 1.9, 0.5, -1.0]]), torch.tensor([[True, False, False, False]])
-    config = SampleConfig(temperature=0.5, top_k=3, top_p=0.95, min_p=0.05, repetition_penalty=2.0)
-    first, second = sample.repetition_penalty(2.0, seen), sample.temperature(0.5)
-    want = sample.min_p(0.05)(sample.top_p(0.95)(sample.top_k(3)(second(first(logits)))))
-    assert torch.equal(sample.chain(config, seen)(logits), want)
-    assert not torch.equal(sample.chain(config, seen)(logits), sample.chain(config)(logits))
+def test_what_was_said_must_be_told_where_it_is_needed():
+    settings = sample.stack([SampleConfig(), SampleConfig(frequency_penalty=0.5)])
+    for said in ((), [Said()]):
+        with pytest.raises(ValueError, match="frequency_penalty needs what each of 2 rows has said"):
+            sample.chain(settings, said)
+    sample.chain(sample.stack([SampleConfig(top_k=3)]))
 
 
 @given(rows, st.sampled_from([1e-300, 1e-38, 1e-9, 1e3, 1e38]))
 def test_no_temperature_overflows(logits, t):
-    out = sample.temperature(t)(logits)
+    out = chained(logits, temperature=t)
     assert not out.isnan().any()
     assert (out.amax(-1) == 0).all()
     assert kept(out).gather(1, sample.choose(out, torch.full((len(logits),), 0.999))[:, None]).all()
@@ -87,8 +61,7 @@ def test_no_temperature_overflows(logits, t):
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-24])
 def test_a_large_vocabulary_never_yields_what_was_dropped(u):
-    logits = random.normal(0, (8, 50_000), std=3.0)
-    out = sample.top_p(0.9)(logits)
+    out = chained(random.normal(0, (8, 50_000), std=3.0), temperature=1.0, top_p=0.9)
     assert kept(out).gather(1, sample.choose(out, torch.full((8,), u))[:, None]).all()
 
 
@@ -103,17 +76,44 @@ def test_choices_follow_the_distribution():
     assert chi < 13.8  # 0.1 % of fair draws exceed it, with 2 degrees of freedom; the key is fixed
 
 
-@given(rows, st.floats(0, 1, exclude_max=True, width=32))
-def test_a_choice_is_never_a_token_that_was_dropped(logits, u):
-    out = sample.chain(SampleConfig(temperature=1.0, top_k=2))(logits)
-    chosen = sample.choose(out, torch.full((len(logits),), u))
-    assert kept(out).gather(1, chosen[:, None]).all()
+@given(rows, st.integers(0, 9))
+def test_logprobs_are_of_the_raw_logits_and_the_likeliest_come_first(logits, num_top):
+    logits = logits.round()  # many are equal: the lower id comes first
+    chosen = logits.argmin(-1)
+    told = sample.logprobs(logits, chosen, num_top)
+    want = logits.double().log_softmax(-1)
+    for i, row in enumerate(want.tolist()):
+        assert told.chosen[i].item() == pytest.approx(row[chosen[i]], abs=1e-5)
+        assert told.ids[i].tolist() == sorted(range(7), key=lambda j: -logits[i, j].item())[:num_top]
+        assert told.values[i].tolist() == pytest.approx([row[j] for j in told.ids[i].tolist()], abs=1e-5)
+        alone = sample.logprobs(logits[i : i + 1], chosen[i : i + 1], num_top)
+        assert torch.equal(alone.values[0], told.values[i])
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"repetition_penalty": 0}]
-)
-def test_settings_out_of_range_are_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        sample.check(SampleConfig(**wrong))
-    assert math.isclose(sample.check(SampleConfig()).temperature, 0.8)
+def test_settings_out_of_range_are_named():
+    wrong = [
+        *({"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1}),
+        *({"top_p": 0}, {"top_p": 1.1}, {"typical_p": 0}, {"min_p": 2}, {"repetition_penalty": 0}),
+        *({"frequency_penalty": 2.1}, {"presence_penalty": -2.1}, {"logit_bias": {3: 101}}, {"logit_bias": {-1: 1}}),
+        *({"bad_words": ((),)}, {"bad_words": ((-1,),)}),
+    ]
+    for settings in wrong:
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            sample.check(SampleConfig(**settings))
+    assert sample.check(SampleConfig()) == SampleConfig()
+
+
+@pytest.mark.parametrize("settings", [{"logit_bias": {50: 1.0}}, {"bad_words": ((1, 50),)}])
+def test_ids_beyond_the_vocabulary_are_named(settings):
+    sample.check(SampleConfig(**settings), vocab_size=51)
+    with pytest.raises(ValueError, match="names token 50; the vocabulary has 50"):
+        sample.check(SampleConfig(**settings), vocab_size=50)
+
+
+def test_a_config_goes_through_json_and_an_old_file_loads():
+    config = SampleConfig(temperature=0.5, logit_bias={3: -100.0}, bad_words=((1, 2), (3,)))
+    assert msgspec.json.decode(msgspec.json.encode(config), type=SampleConfig) == config
+    old = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.0, "repetition_penalty": 1.1}
+    loaded = msgspec.json.decode(json.dumps(old), type=SampleConfig)
+    assert loaded == SampleConfig(0.7, 5, 0.9, 0.0, 1.1)
+    assert [s.name for s in sample.stack([loaded]).filters] == ["repetition_penalty", "temperature", "top_k", "top_p"]

@@ -1,0 +1,211 @@
+"""Laws of every sampling filter: what it keeps by brute force, and rows that do not see each other.
+
+A new filter joins by its line in `ORACLES`.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from slm_fn.core import random
+from slm_fn.infer import filters, sample
+from slm_fn.infer.filters import FILTERS, Said
+from slm_fn.infer.sample import SampleConfig
+
+V = 9
+NEVER = -math.inf
+NEAR = 1e-5  # what lies nearer than that to a boundary is for rounding to decide
+
+
+class Oracle(NamedTuple):
+    """Values of a setting, and one row by the definition: `(logits, value, said) -> logits`."""
+
+    values: st.SearchStrategy[Any]
+    row: Callable[[list[float], Any, Said], list[float]]
+
+
+def softmax(row: list[float]) -> list[float]:
+    weights = [math.exp(x - max(row)) for x in row]
+    return [w / sum(weights) for w in weights]
+
+
+def keep(row: list[float], ids: Any) -> list[float]:
+    kept = set(ids)
+    return [x if i in kept else NEVER for i, x in enumerate(row)]
+
+
+def fewest(row: list[float], order: list[int], mass: float) -> list[float]:
+    """The shortest beginning of an order that reaches a mass."""
+    p, total, kept = softmax(row), 0.0, []
+    for i in order:
+        assume(abs(total - mass) > NEAR)
+        if total >= mass:
+            break
+        kept.append(i)
+        total += p[i]
+    return keep(row, kept)
+
+
+def repetition(row: list[float], factor: float, said: Said) -> list[float]:
+    seen = {*said.prompt, *said.reply}
+    return [(x / factor if x > 0 else x * factor) if i in seen else x for i, x in enumerate(row)]
+
+
+def frequency(row: list[float], penalty: float, said: Said) -> list[float]:
+    return [x - penalty * list(said.reply).count(i) for i, x in enumerate(row)]
+
+
+def presence(row: list[float], penalty: float, said: Said) -> list[float]:
+    return [x - penalty * (i in said.reply) for i, x in enumerate(row)]
+
+
+def bad_words(row: list[float], words: Any, said: Said) -> list[float]:
+    text = [*said.prompt, *said.reply]
+    banned = {w[-1] for w in words if [*text, w[-1]][-len(w) :] == list(w)}
+    out = [NEVER if i in banned else x for i, x in enumerate(row)]
+    return out if max(out) > NEVER else row
+
+
+def temperature(row: list[float], t: float, said: Said) -> list[float]:
+    best = max(row)
+    return [(x - best) / t for x in row] if t else [0.0 if i == row.index(best) else NEVER for i in range(V)]
+
+
+def top_k(row: list[float], k: int, said: Said) -> list[float]:
+    return [x if x >= sorted(row)[-min(k, V)] else NEVER for x in row]
+
+
+def top_p(row: list[float], p: float, said: Said) -> list[float]:
+    return fewest(row, sorted(range(V), key=lambda i: -row[i]), p)
+
+
+def typical(row: list[float], mass: float, said: Said) -> list[float]:
+    p = softmax(row)
+    entropy = -sum(x * math.log(x) for x in p if x)
+    far = [abs(-math.log(x) - entropy) if x else math.inf for x in p]
+    order = sorted(range(V), key=lambda i: far[i])
+    assume(all(row[a] == row[b] or far[b] - far[a] > NEAR for a, b in pairwise(order) if p[a] and p[b]))
+    return fewest(row, order, mass)
+
+
+def min_p(row: list[float], least: float, said: Said) -> list[float]:
+    p = softmax(row)
+    assume(all(abs(x - least * max(p)) > 1e-7 or x == max(p) for x in p))
+    return keep(row, (i for i in range(V) if p[i] >= least * max(p)))
+
+
+ids = st.integers(0, V - 1)
+shares = st.floats(0.0078125, 0.9990234375, width=32)
+ORACLES = {
+    "repetition_penalty": Oracle(st.floats(0.1, 3), repetition),
+    "frequency_penalty": Oracle(st.floats(-2, 2), frequency),
+    "presence_penalty": Oracle(st.floats(-2, 2), presence),
+    "logit_bias": Oracle(
+        st.dictionaries(ids, st.floats(-100, 100), min_size=1, max_size=4),
+        lambda row, biases, said: [x + biases.get(i, 0) for i, x in enumerate(row)],
+    ),
+    "bad_words": Oracle(st.lists(st.lists(ids, min_size=1, max_size=3).map(tuple), max_size=V).map(tuple), bad_words),
+    "temperature": Oracle(st.one_of(st.just(0.0), st.floats(0.01, 50)), temperature),
+    "top_k": Oracle(st.integers(1, V + 2), top_k),
+    "typical_p": Oracle(shares, typical),
+    "top_p": Oracle(shares, top_p),
+    "min_p": Oracle(shares, min_p),
+}
+# Quarters, as the logits of a half-precision model: equals are common. Some are forbidden, never all.
+logit = st.one_of(st.integers(-24, 24).map(lambda x: x / 4), st.integers(-24, 24).map(lambda x: x / 4), st.just(NEVER))
+row_of_logits = st.lists(logit, min_size=V, max_size=V).filter(lambda row: max(row) > NEVER)
+history = st.builds(Said, st.lists(ids, max_size=5).map(tuple), st.lists(ids, max_size=5).map(tuple))
+each = pytest.mark.parametrize("name", FILTERS)
+some = settings(max_examples=settings().max_examples // 3)  # an example is several rows
+
+
+def configs() -> st.SearchStrategy[SampleConfig]:
+    """Any settings together; each filter is off in half of them."""
+    return st.builds(
+        SampleConfig, **{name: st.one_of(st.just(FILTERS[name].off), o.values) for name, o in ORACLES.items()}
+    )
+
+
+def test_every_filter_has_an_oracle_a_field_and_a_default_that_is_off():
+    assert ORACLES.keys() == FILTERS.keys() == set(SampleConfig.__struct_fields__)
+    assert sample.stack([SampleConfig(temperature=1.0)]).filters == ()
+
+
+@each
+@some
+@given(data=st.data())
+def test_a_filter_does_to_each_row_what_its_definition_says(name, data):
+    rows = data.draw(st.lists(st.tuples(row_of_logits, ORACLES[name].values, history), min_size=1, max_size=3))
+    want = torch.tensor([ORACLES[name].row(row, value, said) for row, value, said in rows])
+    stacked = sample.stack([SampleConfig(**{"temperature": 1.0, name: value}) for _, value, _ in rows])
+    logits = torch.tensor([row for row, _, _ in rows])
+    before = logits.clone()
+    got = sample.chain(stacked, [said for _, _, said in rows])(logits)
+    assert torch.equal(logits, before), "the argument was changed"
+    assert torch.equal(got == NEVER, want == NEVER), (got, want)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+
+
+@some
+@given(data=st.data())
+def test_a_row_is_bitwise_the_same_alone_and_beside_any_others(data):
+    rows = data.draw(st.lists(st.tuples(configs(), history), min_size=2, max_size=4))
+    # Larger than the probe, and of different shapes: some are decided by it, some need the whole order.
+    width = filters.PROBE + 700
+    logits = torch.stack(
+        [random.normal(data.draw(st.integers(0, 9)), (width,), data.draw(st.floats(0, 4))) for _ in rows]
+    )
+    logits = logits.bfloat16().float()
+    told = [said for _, said in rows]
+    together = sample.chain(sample.stack([config for config, _ in rows]), told)(logits)
+    u = torch.tensor(
+        data.draw(st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=len(rows), max_size=len(rows)))
+    )
+    chosen = sample.choose(together, u)
+    for i, (config, said) in enumerate(rows):
+        alone = sample.chain(sample.stack([config]), [said])(logits[i : i + 1])
+        assert torch.equal(alone[0], together[i]), config
+        assert sample.choose(alone, u[i : i + 1]).item() == chosen[i].item()
+        assert together[i, chosen[i]] > NEVER
+
+
+@some
+@given(data=st.data())
+def test_all_filters_in_a_row_are_the_definitions_one_after_the_other(data):
+    config, said, row = data.draw(configs()), data.draw(history), data.draw(row_of_logits)
+    want = row
+    for name in FILTERS:  # the order is part of the promise; a greedy row has one token left
+        value = getattr(config, name)
+        if value != FILTERS[name].off:
+            want = ORACLES[name].row(want, value, said)
+    got = sample.chain(sample.stack([config]), [said])(torch.tensor([row]))
+    assume(config.temperature or sorted(want)[-1] > sorted(want)[-2])
+    assert [x > NEVER for x in got[0].tolist()] == [x > NEVER for x in want]
+
+
+def test_the_order_of_filters():
+    assert list(FILTERS) == [
+        *("repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "bad_words"),
+        *("temperature", "top_k", "typical_p", "top_p", "min_p"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["top_p", "typical_p"])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_the_probe_keeps_what_the_whole_order_keeps(name, spread):
+    logits = (random.normal(1, (3, 5 * filters.PROBE), spread)).bfloat16().float()
+    for mass in (0.05, 0.5, 0.95):
+        got = sample.chain(sample.stack([SampleConfig(temperature=1.0, **{name: mass})] * 3))(logits)
+        for row, out in zip(logits.double(), got, strict=True):
+            p = row.softmax(-1)
+            score = row if name == "top_p" else -(-p.log() + (p * p.log()).sum()).abs()
+            num = (p[score.sort(descending=True, stable=True).indices].cumsum(-1) < mass - 1e-6).sum().item() + 1
+            kept = out > NEVER
+            assert abs(int(kept.sum()) - num) <= 1 + num * 1e-4
+            assert score[kept].min() >= score[~kept].max() - 1e-6
