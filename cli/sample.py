@@ -6,6 +6,7 @@ Invariant: the same model, prompt, settings and seed print the same text.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,6 +27,7 @@ from slm_fn.cli import options
 @click.option("--greedy", is_flag=True, help="Always the likeliest token.")
 @click.option("--num", default=1, show_default=True, help="How many samples.")
 @click.option("--stream", is_flag=True, help="Print as it is written.")
+@click.option("--speculate", metavar="ngram|MODEL", help="Who guesses ahead: n-grams, or a smaller model's folder.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.device
 @options.as_json
@@ -38,6 +40,7 @@ def command(
     greedy: bool,
     num: int,
     stream: bool,
+    speculate: str | None,
     raw: bool,
     device: str,
     as_json: bool,
@@ -48,9 +51,11 @@ def command(
     \b
     Example:
         slm sample demo/pretrain --prompt "ROMEO" --temperature 0.7 --stream
+        slm sample demo/pretrain --prompt "ROMEO" --speculate ngram
     """
+    from slm_fn.infer.speculate import Stats
+    from slm_fn.pipeline import draft, talk
     from slm_fn.pipeline import model as models
-    from slm_fn.pipeline import talk
 
     if num < 1 or max_tokens < 1:
         raise click.UsageError("--num and --max-tokens must be at least 1")
@@ -58,12 +63,15 @@ def command(
     given = {name: value for name, value in filters.items() if value is not None}
     config = talk.sampling(loaded, given | ({"temperature": 0.0} if greedy else {}))
     ids = talk.text_ids(loaded, prompt)
+    drafter = draft.drafter(loaded, speculate, device, raw) if speculate else None
     rows = []
     for i in range(num):
-        said, piece = "", None
+        said, piece, seen = "", None, [Stats()]
+        told = (ids, config, seed + i, max_tokens, stops)
+        pieces = draft.write(loaded, drafter, *told, seen.append) if drafter else talk.write(loaded, *told)
         if not as_json:
             click.echo(prompt, nl=False)
-        for piece in talk.write(loaded, ids, config, seed + i, max_tokens, stops):
+        for piece in pieces:
             said += piece.text
             if stream and not as_json:
                 click.echo(piece.text, nl=False)
@@ -73,5 +81,16 @@ def command(
         rows.append(
             {"prompt": prompt, "text": said, "seed": seed + i, "num_tokens": piece.num_tokens, "finish": piece.finish}
         )
+        if drafter:
+            rows[-1]["speculation"] = _told(seen[-1])
+            options.note(
+                f"{seen[-1].acceptance:.0%} of {seen[-1].drafted} guesses accepted, "
+                f"{seen[-1].tokens_per_pass:.1f} tokens a pass"
+            )
     if as_json:
         options.print_json({"samples": rows})
+
+
+def _told(stats: Any) -> dict[str, float]:
+    figures = {"acceptance": round(stats.acceptance, 4), "tokens_per_pass": round(stats.tokens_per_pass, 4)}
+    return {**stats._asdict(), **figures}
