@@ -106,7 +106,9 @@ def prefill(
     state, ended = engines.read(engine, state)
     while not ended:
         state, ended = engines.read(engine, state)
-    return ended[0][1], state.slots._replace(length=torch.full_like(state.slots.length, len(prompt_ids)))
+    row, logits = ended[0]
+    k, v = (x[:, row.slot : row.slot + 1] for x in (state.slots.k, state.slots.v))
+    return logits, Slots(k, v, torch.tensor([row.filled], device=k.device))
 
 
 def run(engine: Engine, requests: Sequence[Request]) -> Iterator[Token]:

@@ -3,18 +3,19 @@
 Invariant: the i-th new token of a request is a function of the request and i: bit for bit, whatever else is decoded
 beside it, whenever it joined, and whether its prefix was known.
 
-How that holds. A prompt is read alone, in chunks counted from its beginning, so its numbers see no other row. In a
-decoding step each kernel must treat a row the same among any others. Measured with PyTorch 2.13 on x86, 1 and 2
-threads: oneDNN's bfloat16 products do from 3 rows on, MKL's float32 products do where rows come in multiples of 4,
-matrix-vector kernels (1 row) do not, INT8's do for any number; softmax and weighted sums do where the keys come in
-multiples of 16. So rows are padded to multiples of 4 and keys to multiples of 64. On a GPU cuBLAS picks its
-kernels by the number of rows: there the law holds up to rounding.
+How that holds. A prompt is read alone, in chunks counted from its beginning, so its numbers see no other row; a known
+chunk is a copy of what reading made. In a decoding step each kernel must treat a row the same among any others.
+Measured with PyTorch 2.13 on x86, 1 and 2 threads: MKL's float32 products do where rows come in multiples of 4;
+oneDNN's bfloat16 products, packed or not, do from 3 rows on; INT8's and INT4's do for any number up to
+`device.FEW_ROWS`; softmax and weighted sums over keys do where keys come in multiples of 16. So rows are padded to
+multiples of 4 (of 1 where all matrices are quantised) and keys to multiples of 64. With other kernels, as on a GPU,
+whose products are chosen by the number of rows, the law holds up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -22,25 +23,54 @@ from torch import Tensor
 
 from slm_fn.core import random
 from slm_fn.core.types import Apply, Params
-from slm_fn.infer import prefix, sample
+from slm_fn.infer import constrain, prefix, sample
+from slm_fn.infer import state as states
 from slm_fn.infer.filters import Said
 from slm_fn.infer.prefix import Prefix
-from slm_fn.infer.sample import SampleConfig, Settings
+from slm_fn.infer.request import (
+    ContextOverflow,
+    Finish,
+    Logprob,
+    Prompt,
+    Request,
+    Token,
+    check_prompt,
+    check_request,
+    tell,
+)
+from slm_fn.infer.state import EngineState, Row, up
+from slm_fn.lift import layout
+from slm_fn.lift.quant import Quant
 from slm_fn.nn import cache as kv
 from slm_fn.nn import ops
 from slm_fn.nn.cache import KVCache, Slots
 
+__all__ = [
+    "ContextOverflow",
+    "Engine",
+    "EngineConfig",
+    "EngineState",
+    "Full",
+    "Logprob",
+    "Prompt",
+    "Request",
+    "Token",
+    "admit",
+    "check_prompt",
+    "check_request",
+    "evict",
+    "init",
+    "make",
+    "read",
+    "step",
+]
+
 InitCache = Callable[[Params, int, int], KVCache]
 Decode = Callable[[Slots, dict[str, Tensor]], tuple[Slots, dict[str, Tensor]]]
-Finish = Literal["stop", "length"]
 
 ROWS, TOKENS, KEYS = 4, 16, 64
 """Rows of a step, tokens of a prompt's piece and keys are padded to multiples of these: see above, and so that whoever
 compiles or records a step sees few shapes."""
-
-
-class ContextOverflow(ValueError):
-    """A prompt that leaves no room for an answer."""
 
 
 class Full(RuntimeError):
@@ -63,63 +93,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 DEFAULTS = EngineConfig()
 
 
-class Request(NamedTuple):
-    """What one row is to do.
-
-    `logprobs` is how many alternatives are told per new token (None: not even its own logarithm); `prompt_logprobs`
-    asks for the same of the prompt.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: SampleConfig = SampleConfig()
-    seed: int = 0
-    max_tokens: int = 16
-    stop_ids: frozenset[int] = frozenset()
-    logprobs: int | None = None
-    prompt_logprobs: bool = False
-    constraint: Any = None
-
-
-class Logprob(NamedTuple):
-    """The logarithm of a token's probability, and the likeliest ids with theirs, likeliest first."""
-
-    logprob: float | None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-class Prompt(NamedTuple):
-    """What is told of a prompt with its first new token; `logprobs` (if asked for) start at its second token."""
-
-    cached_tokens: int
-    logprobs: tuple[Logprob, ...] = ()
-
-
-class Token(NamedTuple):
-    """A new token of the request `key`; `id` is None where none was asked for (`max_tokens=0`)."""
-
-    key: int
-    id: int | None
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    finish: Finish | None = None
-    prompt: Prompt | None = None
-
-
-class Row(NamedTuple):
-    """A request under way: which slot it has (-1: none yet) and how much of it is filled; what it has said."""
-
-    key: int
-    request: Request
-    slot: int = -1
-    names: tuple[bytes, ...] = ()
-    filled: int = 0
-    reply: tuple[int, ...] = ()
-    turn: int = 0
-    cached: int = 0
-    told: tuple[Logprob, ...] = ()
-    matcher: Any = None
-
-
 class Engine(NamedTuple):
     """What does not change while requests come and go; see `make`."""
 
@@ -129,21 +102,7 @@ class Engine(NamedTuple):
     config: EngineConfig
     decode: Decode
     rows: int
-
-
-class EngineState(NamedTuple):
-    """The requests under way, the slots they write to, and the prefixes that are known.
-
-    Rows that write have the first slots, without gaps; rows that still read their prompt have slots behind those and
-    behind their padding. The slots are written over: once a function was handed a state, only the one that it
-    returned is good.
-    """
-
-    slots: Slots
-    rows: tuple[Row, ...]
-    known: Prefix
-    turn: int = 0
-    settings: tuple[tuple[SampleConfig, ...], Settings | None] = ((), None)
+    vocab_size: int
 
 
 def make(
@@ -152,7 +111,6 @@ def make(
     params: Params,
     config: EngineConfig = DEFAULTS,
     lift: Callable[[Decode], Decode] = lambda decode: decode,
-    rows: int = ROWS,
 ) -> Engine:
     """An engine for a model.
 
@@ -160,7 +118,6 @@ def make(
         apply: may have `lift_block` bound, to compile the block.
         lift: wraps the decoding step `(slots, batch) -> (slots, {"logits"})`, which sees few shapes: `jit.capture`
             records it as a graph where the device replays graphs (no GPU has run this).
-        rows: decoding steps are padded to multiples of it; 1 will do where all products treat rows alike (INT8).
 
     Raises:
         ValueError: a limit is not positive.
@@ -175,7 +132,11 @@ def make(
         logits, _ = apply(params, tokens[:, None], past)
         return slots, {"logits": logits[:, -1].float()}
 
-    return Engine(apply, init_cache, params, config, lift(decode), rows)
+    embed = params["embed"]
+    vocab_size = (embed.q if isinstance(embed, Quant) else embed).shape[0]
+    return Engine(
+        apply, init_cache, params, config, lift(decode), 1 if layout.rows_are_alike(params) else ROWS, vocab_size
+    )
 
 
 def init(engine: Engine, room: int | None = None) -> EngineState:
@@ -187,43 +148,10 @@ def init(engine: Engine, room: int | None = None) -> EngineState:
     config = engine.config
     size = min(config.size, room or config.size)
     like = engine.init_cache(engine.params, 1, 1).k
-    shape = (like.shape[0], config.max_batch + engine.rows - 1, _up(size, KEYS), *like.shape[3:])
+    shape = (like.shape[0], config.max_batch + engine.rows - 1, up(size, KEYS), *like.shape[3:])
     k, v = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
     slots = Slots(k, v, torch.zeros(shape[1], dtype=torch.long, device=like.device))
     return EngineState(slots, (), Prefix(config.prefix_tokens // config.chunk))
-
-
-def _up(count: int, step: int) -> int:
-    return -(-count // step) * step
-
-
-def check_prompt(num_prompt: int, size: int, max_tokens: int) -> None:
-    """Refuse a prompt that leaves no room, before anything is computed.
-
-    Raises:
-        ContextOverflow: in the words that OpenAI's clients know.
-    """
-    if num_prompt >= size:
-        raise ContextOverflow(
-            f"This model's maximum context length is {size} tokens. However, you requested "
-            f"{num_prompt + max_tokens} tokens ({num_prompt} in the messages, {max_tokens} in the completion). "
-            "Please shorten the prompt."
-        )
-
-
-def check_request(request: Request, size: int) -> None:
-    """Refuse what cannot be done in a context of `size`, before anything is computed.
-
-    Raises:
-        ContextOverflow: the prompt leaves no room.
-        ValueError: an empty prompt, or a setting out of its range.
-    """
-    if not request.prompt:
-        raise ValueError("a prompt needs at least one token")
-    if request.max_tokens < 0:
-        raise ValueError(f"max_tokens must be at least 0, got {request.max_tokens}")
-    check_prompt(len(request.prompt), size, request.max_tokens)
-    sample.check(request.sampling)
 
 
 def admit(engine: Engine, state: EngineState, key: int, request: Request) -> EngineState:
@@ -234,7 +162,7 @@ def admit(engine: Engine, state: EngineState, key: int, request: Request) -> Eng
         ContextOverflow: the prompt leaves no room.
         ValueError: the key is taken, the prompt is empty, or a setting is out of its range.
     """
-    check_request(request, engine.config.size)
+    check_request(request, engine.config.size, engine.vocab_size)
     if any(row.key == key for row in state.rows):
         raise ValueError(f"engine: a request with key {key} is under way")
     if len(state.rows) >= engine.config.max_batch:
@@ -249,7 +177,7 @@ def admit(engine: Engine, state: EngineState, key: int, request: Request) -> Eng
 def evict(engine: Engine, state: EngineState, key: int) -> EngineState:
     """The state without a request, whose slot is free at once; unchanged if it is not there (any more)."""
     rows = tuple(row for row in state.rows if row.key != key)
-    return state if len(rows) == len(state.rows) else _settled(engine, state._replace(rows=rows))
+    return state if len(rows) == len(state.rows) else states.settled(state._replace(rows=rows), engine.rows)
 
 
 @torch.inference_mode()
@@ -262,20 +190,22 @@ def step(engine: Engine, state: EngineState) -> tuple[EngineState, list[Token]]:
     state, fresh = read(engine, state)
     parts = [logits for _, logits in fresh]
     if ready:
-        parts.insert(0, _decode(engine, state.slots, ready))
+        slots, logits = _decode(engine, state.slots, ready)
+        state, parts = state._replace(slots=slots), [logits, *parts]
     if not parts:
         return state, []
     rows = [*(row._replace(filled=row.filled + 1) for row in ready), *(row for row, _ in fresh)]
     return _sampled(engine, state, rows, torch.cat(parts))
 
 
-def _decode(engine: Engine, slots: Slots, ready: Sequence[Row]) -> Tensor:
+def _decode(engine: Engine, slots: Slots, ready: Sequence[Row]) -> tuple[Slots, Tensor]:
     """The logits behind the last token of the rows that write, padded to few shapes."""
-    num_rows, num_keys = _up(len(ready), engine.rows), _up(max(row.filled for row in ready) + 1, KEYS)
+    num_rows, num_keys = up(len(ready), engine.rows), up(max(row.filled for row in ready) + 1, KEYS)
     told = [(row.reply[-1], row.filled) for row in ready] + [(0, 0)] * (num_rows - len(ready))
     tokens, lengths = torch.tensor(told, device=slots.k.device).unbind(1)
     batch = {"tokens": tokens, "lengths": lengths, "keys": torch.empty(num_keys, device=tokens.device)}
-    return engine.decode(slots, batch)[1]["logits"][: len(ready)].cpu()
+    slots, out = engine.decode(slots, batch)
+    return slots, out["logits"][: len(ready)].cpu()
 
 
 def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Row, Tensor]]]:
@@ -284,7 +214,7 @@ def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Ro
     ended: list[tuple[Row, Tensor]] = []
     while waiting := [row for row in state.rows if row.filled < len(row.request.prompt)]:
         next_key = min(waiting, key=lambda row: row.turn).key
-        state, row = _recalled(engine, _seated(state, next_key), next_key)
+        state, row = _recalled(engine, states.seated(state, next_key), next_key)
         num = min(engine.config.chunk, len(row.request.prompt) - row.filled)
         if num > budget:
             return state, ended
@@ -293,56 +223,32 @@ def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Ro
         known = state.known
         if num == engine.config.chunk and row.names:
             name = row.names[row.filled // num]
-            known = prefix.keep(known, name, *_part(state.slots, row.slot, row.filled, num))
+            known = prefix.keep(known, name, *states.part(state.slots, row.slot, row.filled, num))
         row = row._replace(filled=row.filled + num, turn=state.turn, told=(*row.told, *_prompt_told(row, logits)))
-        state = _with(state._replace(known=known, turn=state.turn + 1), [row])
+        state = states.update(state._replace(known=known, turn=state.turn + 1), [row])
         if row.filled == len(row.request.prompt):
             ended.append((row, logits[-1:]))
     return state, ended
 
 
-def _with(state: EngineState, rows: Sequence[Row]) -> EngineState:
-    """The state with some rows as they are now."""
-    new = {row.key: row for row in rows}
-    return state._replace(rows=tuple(new.get(row.key, row) for row in state.rows))
-
-
-def _row(state: EngineState, key: int) -> Row:
-    return next(row for row in state.rows if row.key == key)
-
-
-def _seated(state: EngineState, key: int) -> EngineState:
-    """The state with a slot for a row: the last that is free, away from those that write."""
-    row = _row(state, key)
-    if row.slot >= 0:
-        return state
-    taken = {row.slot for row in state.rows}
-    return _with(state, [row._replace(slot=max(set(range(state.slots.k.shape[1])) - taken))])
-
-
 def _recalled(engine: Engine, state: EngineState, key: int) -> tuple[EngineState, Row]:
     """The state with a row's slot filled by what is known of its prompt. The last token is always read: for logits."""
-    row, known, num = _row(state, key), state.known, engine.config.chunk
+    row, known, num = states.row_of(state, key), state.known, engine.config.chunk
     while row.names and row.filled + num < len(row.request.prompt) and not row.request.prompt_logprobs:
         known, found = prefix.find(known, row.names[row.filled // num])
         if found is None:
             break
-        for into, chunk in zip(_part(state.slots, row.slot, row.filled, num), found, strict=True):
-            into.copy_(chunk)
+        states.put(state.slots, row.slot, row.filled, found)
         row = row._replace(filled=row.filled + num, cached=row.cached + num)
-    return _with(state._replace(known=known), [row]), row
-
-
-def _part(slots: Slots, place: int, start: int, num: int) -> tuple[Tensor, Tensor]:
-    return slots.k[:, place, start : start + num], slots.v[:, place, start : start + num]
+    return states.update(state._replace(known=known), [row]), row
 
 
 def _read(engine: Engine, slots: Slots, row: Row, num: int) -> Tensor:
     """Read the next `num` tokens of a row's prompt; logits of all (asked for), of the last one, or of none."""
     start, device = row.filled, slots.k.device
-    padded = min(_up(num, TOKENS), engine.config.size - start)
+    padded = min(up(num, TOKENS), engine.config.size - start)
     ids = [*row.request.prompt[start : start + num], *[0] * (padded - num)]
-    num_keys = _up(start + padded, KEYS)
+    num_keys = up(start + padded, KEYS)
     past = Slots(
         slots.k[:, row.slot : row.slot + 1, :num_keys],
         slots.v[:, row.slot : row.slot + 1, :num_keys],
@@ -363,15 +269,7 @@ def _prompt_told(row: Row, logits: Tensor) -> tuple[Logprob, ...]:
     if not row.request.prompt_logprobs:
         return ()
     following = row.request.prompt[row.filled + 1 : row.filled + 1 + len(logits)]
-    return tuple(_told(logits[: len(following)], following, row.request.logprobs or 0))
-
-
-def _told(logits: Tensor, ids: Sequence[int], num_top: int) -> list[Logprob]:
-    if not len(ids):
-        return []
-    found = sample.logprobs(logits, torch.tensor(ids), num_top)
-    tops = zip(found.ids.tolist(), found.values.tolist(), strict=True)
-    return [Logprob(own, tuple(zip(*top, strict=True))) for own, top in zip(found.chosen.tolist(), tops, strict=True)]
+    return tell(logits[: len(following)], following, row.request.logprobs or 0)
 
 
 def _sampled(
@@ -379,20 +277,31 @@ def _sampled(
 ) -> tuple[EngineState, list[Token]]:
     """Choose a token for each of some rows, tell it, and let go the rows that ended."""
     settings, chosen = _chosen(state, rows, logits)
+    told = _all_told(rows, logits, chosen)
     after, tokens = [], []
-    for row, raw, token in zip(rows, logits.split(1), chosen, strict=True):
-        request, prompt = row.request, None if row.reply else Prompt(row.cached, row.told)
-        if not request.max_tokens:
+    for row, token in zip(rows, chosen, strict=True):
+        prompt = None if row.reply else Prompt(row.cached, row.told)
+        if not row.request.max_tokens:
             tokens.append(Token(row.key, None, finish="length", prompt=prompt))
             continue
-        told = Logprob(None) if request.logprobs is None else _told(raw, [token], request.logprobs)[0]
-        row = row._replace(reply=(*row.reply, token), told=())
-        tokens.append(Token(row.key, token, *told, _finish(engine, row), prompt))
+        matcher = None if row.matcher is None else constrain.advance(row.matcher, token)
+        row = row._replace(reply=(*row.reply, token), told=(), matcher=matcher)
+        tokens.append(Token(row.key, token, *told.get(row.key, Logprob(None)), _finish(engine, row), prompt))
         after.append(row)
     gone = {token.key for token in tokens if token.finish}
-    state = _with(state, after)
+    state = states.update(state, after)
     kept = tuple(row for row in state.rows if row.key not in gone)
-    return _settled(engine, state._replace(rows=kept, settings=settings)), tokens
+    return states.settled(state._replace(rows=kept, settings=settings), engine.rows), tokens
+
+
+def _all_told(rows: Sequence[Row], logits: Tensor, chosen: Sequence[int]) -> dict[int, Logprob]:
+    """What is told of the new tokens of those rows that asked."""
+    asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
+    if not asked:
+        return {}
+    wanted = {rows[i].key: rows[i].request.logprobs or 0 for i in asked}
+    told = tell(logits[asked], [chosen[i] for i in asked], max(wanted.values()))
+    return {key: one._replace(top=one.top[:num]) for (key, num), one in zip(wanted.items(), told, strict=True)}
 
 
 def _chosen(state: EngineState, rows: Sequence[Row], logits: Tensor) -> tuple[tuple[Any, ...], list[int]]:
@@ -402,8 +311,9 @@ def _chosen(state: EngineState, rows: Sequence[Row], logits: Tensor) -> tuple[tu
     if settings is None or configs != known:
         settings = sample.stack(configs)
     said = [Said(row.request.prompt, row.reply) for row in rows]
+    allowed = constrain.link([row.matcher for row in rows])(logits)
     u = [random.uniform(random.fold_in(row.request.seed, len(row.reply)), (1,)) for row in rows]
-    return (configs, settings), sample.choose(sample.chain(settings, said)(logits), torch.cat(u)).tolist()
+    return (configs, settings), sample.choose(sample.chain(settings, said)(allowed), torch.cat(u)).tolist()
 
 
 def _finish(engine: Engine, row: Row) -> Finish | None:
@@ -411,23 +321,3 @@ def _finish(engine: Engine, row: Row) -> Finish | None:
         return "stop"
     full = len(row.request.prompt) + len(row.reply) > engine.config.size - 1
     return "length" if full or len(row.reply) == row.request.max_tokens else None
-
-
-def _settled(engine: Engine, state: EngineState) -> EngineState:
-    """The state with its rows where they belong: those that write in front; those that read behind their padding."""
-    writing = [row for row in state.rows if row.reply]
-    reading = [row for row in state.rows if not row.reply and row.slot >= 0]
-    front, num_slots = len(writing), state.slots.k.shape[1]
-    moves = _moves(writing, range(front)) + _moves(reading, range(_up(front, engine.rows), num_slots))
-    # Read before written: one may move to where another leaves.
-    parts = [[x.clone() for x in _part(state.slots, row.slot, 0, row.filled)] for row, _ in moves]
-    for (row, slot), held in zip(moves, parts, strict=True):
-        for into, part in zip(_part(state.slots, slot, 0, row.filled), held, strict=True):
-            into.copy_(part)
-    return _with(state, [row._replace(slot=slot) for row, slot in moves]) if moves else state
-
-
-def _moves(rows: Sequence[Row], allowed: range) -> list[tuple[Row, int]]:
-    """Who of some rows has to move where, so that all of them have a slot that is allowed."""
-    free = sorted(set(allowed) - {row.slot for row in rows})
-    return [(row, free.pop()) for row in rows if row.slot not in allowed]

@@ -14,7 +14,7 @@ from torch import Tensor
 from slm_fn.core import device, tree
 from slm_fn.core.types import Params, Path
 from slm_fn.lift import quant
-from slm_fn.lift.quant import Quant4
+from slm_fn.lift.quant import Quant, Quant4
 from slm_fn.nn import ops
 
 JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -85,6 +85,23 @@ def _packed(leaf: Any, dtype: torch.dtype) -> Any:
     if isinstance(leaf, Tensor) and leaf.ndim == 2 and device.has_packed_products(leaf.device, leaf.dtype):
         return Packed(torch.ops.mkldnn._reorder_linear_weight(leaf.contiguous(), 1))
     return tree.map(Tensor.contiguous, leaf)
+
+
+def rows_are_alike(params: Params) -> bool:
+    """Whether each product of a decoding step treats a row the same among any number of them up to `device.FEW_ROWS`.
+
+    The kernels of quantised matrices do. Others take another way for one row, and for rows that fill no block.
+    """
+    blocks, head = params["blocks"], params["head"] if "head" in params else params["embed"]
+    stacked = isinstance(blocks, dict)
+    leaves = [leaf for layer in ([blocks] if stacked else blocks) for leaf in tree.flat(layer).values()]
+
+    def alike(leaf: Any) -> bool:
+        if isinstance(leaf, Quant):
+            return leaf.q.device.type == "cpu" and leaf.q.shape[-1] % 32 == 0  # as the kernel wants them
+        return isinstance(leaf, Packed4) or (isinstance(leaf, Tensor) and leaf.ndim <= 1 + stacked)  # or a vector
+
+    return isinstance(head, Quant | Packed4) and all(map(alike, [*leaves, head]))
 
 
 @ops.linear.register
