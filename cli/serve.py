@@ -5,16 +5,16 @@ Invariant: listens on this machine alone unless told otherwise.
 
 from __future__ import annotations
 
-import os
-import socket
+import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from slm_fn.cli import options
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-DRAIN_SECONDS = 10
 
 
 @click.command("serve")
@@ -23,47 +23,69 @@ DRAIN_SECONDS = 10
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
 )
+@click.option("--name", help="What the model is called; default is its folder's name.")
+@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Replies written at a time.")
+@click.option("--max-queue", type=click.IntRange(1), default=64, show_default=True, help="Replies that may wait.")
+@click.option("--max-reply", type=click.IntRange(0), default=0, help="Tokens of a reply at most; 0: the context.")
 @click.option(
-    "--max-batch", type=click.IntRange(1), default=4, show_default=True, help="Generations that take turns; more wait."
+    "--api-key-file", type=click.Path(path_type=Path), help="Want a key, one of this file (see `slm keys add`)."
 )
+@click.option(
+    "--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may use the server. May be repeated."
+)
+@click.option("--rate-limit", "requests_per_minute", default=0, help="Requests per minute and key; 0: any number.")
+@click.option("--token-limit", "tokens_per_minute", default=0, help="Tokens per minute and key; 0: any number.")
+@click.option("--timeout", default=300.0, show_default=True, help="Seconds that a reply may take.")
+@click.option("--drain", "drain_timeout", default=30.0, show_default=True, help="Seconds to end replies when stopped.")
+@click.option("--open-metrics", is_flag=True, help="/metrics wants no key.")
+@click.option("--log/--no-log", "logs", default=False, help="A line of JSON per request on standard error.")
+@click.option("--log-text", is_flag=True, help="Put what people write into these lines.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.device
-def command(model: Path, host: str, port: int, max_batch: int, raw: bool, device: str) -> None:
+def command(
+    model: Path,
+    host: str,
+    port: int,
+    name: str | None,
+    api_key_file: Path | None,
+    logs: bool,
+    raw: bool,
+    device: str,
+    **settings: Any,
+) -> None:
     """Serve MODEL: a chat page at /, OpenAI's protocol under /v1.
 
     \b
     Example:
         slm serve demo/dpo --port 8000
+        slm serve demo/dpo --host 0.0.0.0 --api-key-file keys.txt --cors https://me.example
     """
-    import signal
-
-    import uvicorn
-
     from slm_fn.pipeline.model import load
+    from slm_fn.serve import keys, listen
     from slm_fn.serve.app import create_app
+    from slm_fn.serve.config import ServeConfig, check
 
-    loaded = load(model, device, raw)
-    listener = _listen(host, port)
-    app = create_app(loaded, model.resolve().name, max_batch, hosts=LOCAL if host in LOCAL else ())
+    config = check(
+        ServeConfig(
+            name=name or model.resolve().name,
+            hosts=LOCAL if host in LOCAL else (),
+            keys=keys.read(api_key_file) if api_key_file is not None else (),
+            **settings,
+        )
+    )
+    if logs or config.log_text:
+        _log_to_stderr()
+    app = create_app(load(model, device, raw), config)
+    listener = listen.listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"chat at http://{shown}:{listener.getsockname()[1]}/   (Ctrl+C stops)")
-    # Replies under way may end when the server is told to stop; uvicorn then raises the signal once more, to nobody.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False)
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: None)
-    uvicorn.Server(config).run([listener])
+    listen.server(app).run([listener])
+    if app.state.worker.error is not None:
+        raise app.state.worker.error
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens: only then is the port known, and who reads the address may connect at once."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    if os.name == "posix":  # on Windows it would let two servers share a port
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        why = error.strerror or str(error)
-        raise ValueError(f"cannot listen on {host}:{port}: {why}; choose another --port or --host") from None
-    return listener
+def _log_to_stderr() -> None:
+    access = logging.getLogger("slm.access")
+    access.addHandler(logging.StreamHandler(sys.stderr))
+    access.setLevel(logging.INFO)
+    access.propagate = False

@@ -3,12 +3,14 @@
 import http.client
 import json
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
 
-from slm_fn.nn.cache import KVCache
+from slm_fn.nn import ops
+from slm_fn.nn.cache import Slots
 from slm_fn.pipeline.model import Model
 
 TEXT = 'I say: <img src=x onerror="document.title=1"> & né 🙂, **bold** then more words follow.'
@@ -23,19 +25,19 @@ class Parrot(Model):
 
     @property
     def apply(self) -> Any:
-        def apply(params: Any, tokens: torch.Tensor, past: KVCache) -> tuple[torch.Tensor, KVCache]:
+        def apply(
+            params: Any, tokens: torch.Tensor, past: Slots, head: Callable[..., torch.Tensor] = ops.linear
+        ) -> tuple[torch.Tensor, Slots]:
             Parrot.steps += 1
             time.sleep(Parrot.delay)
             rows, length = tokens.shape
-            logits = torch.zeros(rows, length, self.tokenizer.vocab_size)
-            for row in range(rows):
-                # How much has been said is read off the cache: prefill (many tokens) comes before the first word.
-                place = 0 if length > 1 else int(past.k[0, row, 0, 0, 0]) + 1
-                logits[row, -1, self.said[min(place, len(self.said) - 1)]] = 50.0
-                past.k[0, row, 0, 0, 0] = float(place)
-            if length > 1:
-                logits[:] = logits[:, -1:]
-            return logits, past._replace(length=past.length + length)
+            wanted = torch.zeros(rows, length, self.tokenizer.vocab_size)
+            for row, start in enumerate(past.length.tolist()):
+                # How much has been said is read off the cache: a prompt (many tokens) comes before the first word.
+                place = 0 if length > 1 else int(past.k[0, row, start - 1, 0, 0]) + 1
+                wanted[row, :, self.said[min(place, len(self.said) - 1)]] = 50.0
+                past.k[0, row, start : start + length, 0, 0] = float(place)
+            return head(torch.eye(self.tokenizer.vocab_size), wanted), past._replace(length=past.length + length)
 
         return apply
 
@@ -46,6 +48,7 @@ class Server(NamedTuple):
     url: str
     port: int
     model: type[Parrot]
+    app: Any = None
 
     def health(self) -> dict[str, Any]:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as link:

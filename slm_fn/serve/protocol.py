@@ -1,215 +1,207 @@
-"""The wire: OpenAI's chat requests, replies, stream chunks and errors as structs.
+"""The wire, inwards: what a request asks for, understood or refused by name.
 
 Invariant: a parameter that would change the answer and is not implemented is an error, never ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import secrets
+from typing import Any, NamedTuple
 
 import msgspec
 
 from slm_fn.infer import sample
+from slm_fn.infer.constrain import Grammar
 from slm_fn.infer.sample import SampleConfig
+from slm_fn.serve.errors import ApiError, invalid
+from slm_fn.serve.requests import ChatMessage, ChatRequest, CompletionRequest, Settings, StructuredOutputs
 from slm_fn.text.chat import Message
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "best_of": (1,),
+    "echo": (False,),
+    "logprobs": (False, 0),
+    "tools": ([],),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "grammar": ("",),
     "json_schema": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    "guided_whitespace_pattern": (),
     "min_tokens": (0,),
     "ignore_eos": (False,),
-    "typical_p": (1,),
+    "prompt_logprobs": (0,),
+    "chat_template": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (),
 }
 """Parameters that would change the answer and are not implemented, with the values that ask for nothing."""
 
 
-class ApiError(Exception):
-    """An error a client is told, in OpenAI's shape."""
+class Order(NamedTuple):
+    """A request understood: what is asked for beside the prompt."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-    def body(self) -> dict[str, Any]:
-        """`{"error": {message, type, param, code}}`."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "overloaded_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class TextPart(msgspec.Struct, frozen=True):
-    """One part of a message's content."""
-
-    type: str
-    text: str = ""
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    """A message as clients send it: content is a string or a list of text parts."""
-
-    role: str
-    content: str | list[TextPart] | None = None
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    """What a stream should tell beside the text."""
-
-    include_usage: bool = False
-
-
-class ChatRequest(msgspec.Struct, frozen=True):
-    """`POST /v1/chat/completions`; unknown fields are let pass, since clients gain new ones every month."""
-
-    messages: list[ChatMessage]
-    model: str | None = None
-    max_completion_tokens: int | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    seed: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-
-
-class Order(msgspec.Struct, frozen=True):
-    """A request understood: what the worker is asked to do."""
-
-    messages: tuple[Message, ...]
     sampling: SampleConfig
-    max_tokens: int | None
-    stops: tuple[str, ...]
-    seed: int | None
+    seed: int
+    choices: int = 1
+    max_tokens: int | None = None
+    stops: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    with_usage: bool = False
 
 
-def decode(body: bytes) -> ChatRequest:
-    """Read a request.
+def refuse_unknown(request: Settings, fields: dict[str, Any]) -> None:
+    """Refuse what would change the answer and is not implemented.
 
     Raises:
-        ApiError: 400, naming the parameter that is wrong or not implemented.
+        ApiError: 400, naming the parameter.
     """
-    try:
-        request, fields = msgspec.json.decode(body, type=ChatRequest), msgspec.json.decode(body)
-    except msgspec.ValidationError as error:
-        where = str(error).partition("`$.")[2].partition("`")[0] or None
-        raise ApiError(400, str(error), "invalid_value", where) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", "invalid_json") from None
     for name, harmless in REFUSED.items():
-        if fields.get(name) is not None and fields[name] not in harmless:
-            raise refusal(name)
-    return request
+        if name in request.__struct_fields__ or fields.get(name) is None or fields[name] in harmless:
+            continue
+        if name == "tools" and fields.get("tool_choice") == "none":
+            continue
+        raise ApiError(400, f"{name} is not supported by this server", "unsupported_parameter", name)
 
 
-def refusal(name: str) -> ApiError:
-    """The error for a parameter that would change the answer and is not implemented."""
-    return ApiError(400, f"{name} is not supported by this server", "unsupported_parameter", name)
-
-
-def understand(request: ChatRequest, defaults: SampleConfig) -> Order:
+def understand(
+    request: ChatRequest | CompletionRequest, defaults: SampleConfig, vocab_size: int, max_choices: int = 16
+) -> Order:
     """Check a request and fill in the model's defaults.
 
     Raises:
         ApiError: 400, naming the parameter.
     """
-    if request.tools and request.tool_choice != "none":
-        raise refusal("tools")
-    given = {name: value for name in SampleConfig.__struct_fields__ if (value := getattr(request, name)) is not None}
+    options, choices = request.stream_options, 1 if request.n is None else request.n
+    if options is not None and not request.stream:
+        raise invalid("stream_options is for streams; set stream to true", "stream_options")
+    if not 1 <= choices <= max_choices:
+        raise invalid(f"n must be between 1 and {max_choices}, got {choices}", "n")
+    sampling = _sampling(request, defaults, vocab_size)
+    order = Order(
+        sampling,
+        secrets.randbits(48) if request.seed is None else request.seed,
+        choices,
+        stops=_stops(request.stop),
+        bad_words=tuple(request.bad_words or ()),
+        grammar=_grammar(request),
+        with_usage=options is not None and options.include_usage,
+    )
+    if isinstance(request, ChatRequest):
+        newer = request.max_completion_tokens
+        limit = request.max_tokens if newer is None else newer
+        return order._replace(max_tokens=_limit(limit, 1), logprobs=_top_logprobs(request))
+    echo = bool(request.echo)
+    limit = 16 if request.max_tokens is None else request.max_tokens  # OpenAI's default for this endpoint
+    if request.logprobs is not None and not 0 <= request.logprobs <= 20:
+        raise invalid(f"logprobs must be between 0 and 20, got {request.logprobs}", "logprobs")
+    return order._replace(max_tokens=_limit(limit, 0 if echo else 1), logprobs=request.logprobs, echo=echo)
+
+
+def _sampling(request: Settings, defaults: SampleConfig, vocab_size: int) -> SampleConfig:
+    names = [name for name in SampleConfig.__struct_fields__ if name not in ("logit_bias", "bad_words")]
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(request, name, None)) is not None}
     if request.top_k == -1:
         given["top_k"] = 0  # vLLM's way to say: all
+    if request.logit_bias:
+        given["logit_bias"] = {_id(key, vocab_size): bias for key, bias in request.logit_bias.items()}
+        if any(abs(bias) > 100 for bias in request.logit_bias.values()):
+            raise invalid("logit_bias takes values from -100 to 100", "logit_bias")
     try:
-        sampling = sample.check(msgspec.structs.replace(defaults, **given))
+        return sample.check(msgspec.structs.replace(defaults, **given))
     except ValueError as error:
-        raise ApiError(400, str(error), "invalid_value", str(error).split()[0]) from None
-    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    if limit is not None and limit < 1:
-        raise ApiError(400, f"max_tokens must be at least 1, got {limit}", "invalid_value", "max_tokens")
-    return Order(tuple(map(_message, request.messages)), sampling, limit, _stops(request.stop), request.seed)
+        raise invalid(str(error), str(error).split()[0]) from None
+
+
+def _id(key: str, vocab_size: int) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
+        raise invalid(f"logit_bias: {key[:20]!r} is no token id; they go from 0 to {vocab_size - 1}", "logit_bias")
+    return int(key)
+
+
+def _limit(limit: int | None, least: int) -> int | None:
+    if limit is not None and limit < least:
+        raise invalid(f"max_tokens must be at least {least}, got {limit}", "max_tokens")
+    return limit
+
+
+def _top_logprobs(request: ChatRequest) -> int | None:
+    top = request.top_logprobs or 0
+    if not 0 <= top <= 20:
+        raise invalid(f"top_logprobs must be between 0 and 20, got {top}", "top_logprobs")
+    if top and not request.logprobs:
+        raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
+    return top if request.logprobs else None
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > 4 or any(not s for s in stops):
-        raise ApiError(400, "stop takes up to 4 strings, none of them empty", "invalid_value", "stop")
+        raise invalid("stop takes up to 4 strings, none of them empty", "stop")
     return stops
 
 
-def _message(message: ChatMessage) -> Message:
+def _grammar(request: Settings) -> Grammar | None:
+    form, other = request.response_format, request.structured_outputs or StructuredOutputs()
+    asked = [
+        Grammar("json_schema", other.json if request.guided_json is None else request.guided_json),
+        Grammar("regex", other.regex if request.guided_regex is None else request.guided_regex),
+        Grammar("choice", other.choice if request.guided_choice is None else request.guided_choice),
+        Grammar("grammar", other.grammar if request.guided_grammar is None else request.guided_grammar),
+    ]
+    found = [grammar for grammar in asked if grammar.source is not None]
+    if form is not None and form.type == "json_object":
+        found.append(Grammar("json_object"))
+    if form is not None and form.type == "json_schema":
+        if form.json_schema is None:
+            raise invalid("response_format of type json_schema needs json_schema.schema", "response_format")
+        found.append(Grammar("json_schema", form.json_schema.schema))
+    if len(found) > 1:
+        raise invalid("ask for one of response_format, structured_outputs and guided_*", "response_format")
+    return found[0] if found else None
+
+
+def messages(asked: list[ChatMessage]) -> list[Message]:
+    """The messages as the chat template takes them.
+
+    Raises:
+        ApiError: 400 for content that is no text.
+    """
+    return [Message("system" if m.role == "developer" else m.role, _content(m)) for m in asked]
+
+
+def _content(message: ChatMessage) -> str:
     content = message.content
-    if isinstance(content, list):
-        wrong = next((part.type for part in content if part.type != "text"), None)
-        if wrong is not None:
-            raise ApiError(
-                400, f"content parts of type {wrong!r} are not supported; send text", "invalid_value", "messages"
-            )
-        content = "".join(part.text for part in content)
-    return Message("system" if message.role == "developer" else message.role, content or "")
+    if not isinstance(content, list):
+        return content or ""
+    wrong = next((part.type for part in content if part.type != "text"), None)
+    if wrong is not None:
+        raise invalid(f"content parts of type {wrong!r} are not supported; send text", "messages")
+    return "".join(part.text for part in content)
 
 
-def usage(num_prompt: int, num_completion: int) -> dict[str, int]:
-    """Tokens read and written."""
-    return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_completion,
-        "total_tokens": num_prompt + num_completion,
-    }
+def prompts(asked: str | list[Any]) -> list[str | list[int]]:
+    """A completion's prompts, each a text or ids.
 
+    Raises:
+        ApiError: 400 for anything else.
 
-def reply(head: dict[str, Any], text: str, finish: str, used: dict[str, int]) -> dict[str, Any]:
-    """The whole answer in one object."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-    return {**head, "object": "chat.completion", "choices": [choice], "usage": used}
-
-
-def chunk(head: dict[str, Any], delta: dict[str, str], finish: str | None = None, with_usage: bool = False) -> bytes:
-    """One event of a stream."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    body = {**head, "object": "chat.completion.chunk", "choices": [choice]}
-    return event({**body, "usage": None} if with_usage else body)
-
-
-def last_chunk(head: dict[str, Any], used: dict[str, int]) -> bytes:
-    """The event that only tells the usage."""
-    return event({**head, "object": "chat.completion.chunk", "choices": [], "usage": used})
-
-
-def event(body: Any) -> bytes:
-    """A server-sent event: one line of JSON and an empty line."""
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
-
-
-DONE = b"data: [DONE]\n\n"
-
-
-def models(names: Sequence[str], created: int, context: int) -> dict[str, Any]:
-    """The list a client's picker is built from."""
-    return {"object": "list", "data": [model(name, created, context) for name in names]}
-
-
-def model(name: str, created: int, context: int) -> dict[str, Any]:
-    """One model of that list."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "slm_fn", "max_model_len": context}
+    Example:
+        >>> prompts("a"), prompts([1, 2]), prompts(["a", "b"]), prompts([[1], [2]])
+        (['a'], [[1, 2]], ['a', 'b'], [[1], [2]])
+    """
+    several = [asked] if isinstance(asked, str) or (asked and all(type(item) is int for item in asked)) else asked
+    for prompt in several:
+        if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(item) is int for item in prompt)):
+            raise invalid("prompt is a string, a list of token ids, or a list of either", "prompt")
+    if not several:
+        raise invalid("prompt is empty", "prompt")
+    return several

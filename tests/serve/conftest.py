@@ -2,16 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
-import torch
-import uvicorn
 from parrot import TEXT, Parrot, Server
 
+from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
-from slm_fn.pipeline.model import Generation
+from slm_fn.pipeline.model import Generation, Model
+from slm_fn.serve import listen
 from slm_fn.serve.app import create_app
+from slm_fn.serve.config import ServeConfig
 from slm_fn.text import bpe
 
 
@@ -22,21 +24,34 @@ def parrot() -> Parrot:
         vocab_size=tokenizer.vocab_size, dim=16, num_layers=1, num_heads=1, num_kv_heads=1, ffn_dim=16, context=256
     )
     Parrot.said = (*tokenizer.encode(TEXT), tokenizer.special("<|end|>"))
-    return Parrot(config, {"norm": torch.ones(16)}, tokenizer, Generation())
+    return Parrot(config, gpt.init(config, key=0), tokenizer, Generation())
+
+
+@contextmanager
+def serving(model: Model, config: ServeConfig) -> Iterator[Server]:
+    """A server on a real port, ready."""
+    running = listen.server(create_app(model, config), port=0, log_level="error")
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 30
+    while not (running.started and running.worker.phase == "ready"):
+        assert time.monotonic() < end, running.worker.phase
+        time.sleep(0.005)
+    port = running.servers[0].sockets[0].getsockname()[1]
+    yield Server(f"http://127.0.0.1:{port}", port, Parrot, running.config.app)
+    running.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Server]]:
+    return serving
 
 
 @pytest.fixture(scope="session")
 def server(parrot: Parrot) -> Iterator[Server]:
-    config = uvicorn.Config(create_app(parrot, "parrot", max_active=2, max_waiting=2), port=0, log_level="error")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    yield Server(f"http://127.0.0.1:{port}", port, Parrot)
-    running.should_exit = True
-    thread.join(10)
+    with serving(parrot, ServeConfig(name="parrot", max_batch=2, max_queue=2)) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

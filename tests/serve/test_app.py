@@ -87,9 +87,17 @@ def test_content_parts_and_developer_role(client):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"n": 2}, "unsupported_parameter"),
-        ({"logprobs": True}, "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter"),
+        ({"n": 17}, "invalid_value"),
+        ({"n": 5}, "invalid_value"),
+        ({"top_logprobs": 2}, "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+            "unsupported_grammar",
+        ),
+        ({"logit_bias": {"300": 1}}, "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter"),
         ({"temperature": -1}, "invalid_value"),
         ({"max_tokens": 0}, "invalid_value"),

@@ -12,6 +12,7 @@ from litestar.testing import TestClient
 from parrot import TEXT, Parrot
 
 from slm_fn.serve.app import create_app
+from slm_fn.serve.config import ServeConfig
 
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -32,7 +33,7 @@ def test_pages_of_other_origins_are_refused(ask, server):
 
 
 def test_a_name_rebound_to_this_address_is_refused(parrot):
-    with TestClient(create_app(parrot, "parrot", hosts=("127.0.0.1", "::1"))) as client:
+    with TestClient(create_app(parrot, ServeConfig(name="parrot", hosts=("127.0.0.1", "::1")))) as client:
         for host, status in (("127.0.0.1:80", 200), ("[::1]:80", 200), ("evil.example", 403), ("[", 403)):
             for path in ("/health", "/", "/chat.js"):
                 assert client.get(path, headers={"host": host}).status_code == status
@@ -41,7 +42,7 @@ def test_a_name_rebound_to_this_address_is_refused(parrot):
 def test_every_response_carries_the_security_headers(ask, server):
     answers = [
         ask(),
-        ask({"n": 2}),
+        ask({"n": 99}),
         httpx.get(server.url),
         httpx.get(f"{server.url}/no"),
         httpx.put(f"{server.url}/v1/models"),
@@ -74,9 +75,9 @@ def test_what_changes_nothing_is_let_pass(ask, changes):
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"guided_json": {}}, "guided_json"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"frequency_penalty": 1e9}, "frequency_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"top_p": 0}, "top_p"),
         ({"repetition_penalty": 1e-30}, "repetition_penalty"),

@@ -1,0 +1,100 @@
+"""Errors that a client is told: OpenAI's shape for whatever goes wrong, wherever.
+
+Invariant: no error shows a traceback, a path of this machine or another client's words; those go to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+KINDS = {401: "authentication_error", 429: "rate_limit_error", 503: "overloaded_error"}
+
+
+class ApiError(Exception):
+    """An error a client is told, in OpenAI's shape.
+
+    Args:
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int = 1,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+
+    def body(self) -> dict[str, Any]:
+        """`{"error": {message, type, param, code}}`."""
+        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """What tells a client whether and when to try again, and how to say who it is."""
+        match self.status:
+            case 401:
+                return {"WWW-Authenticate": "Bearer"}
+            case 408 | 413:
+                return {"Connection": "close"}  # the rest of the body is still on its way
+            case 429 | 503:
+                return {"Retry-After": str(self.retry_after)}
+            case status if status >= 500:
+                return {"x-should-retry": "false"}
+        return {}
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A 400 that names the parameter."""
+    return ApiError(400, message, code, param)
+
+
+FAILED = ApiError(500, "the server failed on this request; its log says why", "server_error")
+
+
+def api_error(_: Request[Any, Any, Any], error: ApiError) -> Response[Any]:
+    """The response to an error that says itself what it is."""
+    return Response(error.body(), status_code=error.status, headers=error.headers(), media_type="application/json")
+
+
+def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """Litestar's own errors: unknown paths and methods, bodies that are too large or no JSON, rates exceeded."""
+    if error.status_code >= 500:
+        return any_error(request, error)
+    message, code, param = error.detail or "the request failed", None, None
+    if isinstance(error.extra, list) and error.extra:
+        first = error.extra[0]
+        code, param = "invalid_value", str(first.get("key") or "") or None
+        message = f"{param or 'body'}: {first.get('message')}"
+    told = ApiError(error.status_code, message, code, param)
+    if error.status_code == 429:
+        told = _too_fast(error.headers or {})
+    answer = api_error(request, told)
+    for name, value in (error.headers or {}).items():
+        answer.headers.setdefault(name, value)
+    return answer
+
+
+def _too_fast(headers: Mapping[str, str]) -> ApiError:
+    wait = max(1, int(headers.get("RateLimit-Reset", "1")))
+    return ApiError(429, "too many requests in this minute", "rate_limit_exceeded", retry_after=wait)
+
+
+def too_deep(request: Request[Any, Any, Any], _: RecursionError) -> Response[Any]:
+    """JSON nested beyond what a reader can follow."""
+    return api_error(request, invalid("the body is nested too deeply", code="invalid_json"))
+
+
+def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """What nobody foresaw: the log has it, the client is told no more than that."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return api_error(request, FAILED)
