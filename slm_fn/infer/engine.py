@@ -27,43 +27,13 @@ from slm_fn.infer import constrain, prefix, sample
 from slm_fn.infer import state as states
 from slm_fn.infer.filters import Said
 from slm_fn.infer.prefix import Prefix
-from slm_fn.infer.request import (
-    ContextOverflow,
-    Finish,
-    Logprob,
-    Prompt,
-    Request,
-    Token,
-    check_prompt,
-    check_request,
-    tell,
-)
+from slm_fn.infer.request import Finish, Logprob, Prompt, Request, Token, check_request, tell
 from slm_fn.infer.state import EngineState, Row, up
 from slm_fn.lift import layout
 from slm_fn.lift.quant import Quant
 from slm_fn.nn import cache as kv
 from slm_fn.nn import ops
 from slm_fn.nn.cache import KVCache, Slots
-
-__all__ = [
-    "ContextOverflow",
-    "Engine",
-    "EngineConfig",
-    "EngineState",
-    "Full",
-    "Logprob",
-    "Prompt",
-    "Request",
-    "Token",
-    "admit",
-    "check_prompt",
-    "check_request",
-    "evict",
-    "init",
-    "make",
-    "read",
-    "step",
-]
 
 InitCache = Callable[[Params, int, int], KVCache]
 Decode = Callable[[Slots, dict[str, Tensor]], tuple[Slots, dict[str, Tensor]]]
@@ -102,7 +72,7 @@ class Engine(NamedTuple):
     config: EngineConfig
     decode: Decode
     rows: int
-    vocab_size: int
+    vocab_size: int | None
 
 
 def make(
@@ -132,11 +102,9 @@ def make(
         logits, _ = apply(params, tokens[:, None], past)
         return slots, {"logits": logits[:, -1].float()}
 
-    embed = params["embed"]
-    vocab_size = (embed.q if isinstance(embed, Quant) else embed).shape[0]
-    return Engine(
-        apply, init_cache, params, config, lift(decode), 1 if layout.rows_are_alike(params) else ROWS, vocab_size
-    )
+    rows, embed = 1 if layout.rows_are_alike(params) else ROWS, params.get("embed")
+    vocab_size = None if embed is None else (embed.q if isinstance(embed, Quant) else embed).shape[0]
+    return Engine(apply, init_cache, params, config, lift(decode), rows, vocab_size)
 
 
 def init(engine: Engine, room: int | None = None) -> EngineState:

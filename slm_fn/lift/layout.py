@@ -92,7 +92,9 @@ def rows_are_alike(params: Params) -> bool:
 
     The kernels of quantised matrices do. Others take another way for one row, and for rows that fill no block.
     """
-    blocks, head = params["blocks"], params["head"] if "head" in params else params["embed"]
+    blocks, head = params.get("blocks"), params["head"] if "head" in params else params.get("embed")
+    if blocks is None:
+        return False
     stacked = isinstance(blocks, dict)
     leaves = [leaf for layer in ([blocks] if stacked else blocks) for leaf in tree.flat(layer).values()]
 
