@@ -4,8 +4,9 @@ import json
 
 from click.testing import CliRunner
 
-from slm_fn.cli import bench, bench_tokenizer, bench_train
+from slm_fn.cli import bench, bench_serve, bench_tokenizer, bench_train
 
+assert bench_serve.command.name == "serve"
 assert bench_tokenizer.command.name == "tokenizer"
 assert bench_train.command.name == "train"
 SMALL = [f"--set=model.{key}" for key in ("dim=32", "num_layers=1", "num_heads=2", "num_kv_heads=2", "ffn_dim=64")]
@@ -57,3 +58,11 @@ def test_a_model_that_makes_no_sense_is_refused_before_anything_runs():
     done = call("train", "--set", "model.num_heads=5")
     assert isinstance(done.exception, ValueError)
     assert "model.num_heads" in str(done.exception)
+
+
+def test_serve_wants_a_peer_and_its_file_together(tmp_path):
+    for wrong in (("--peer", "llama.cpp"), ("--gguf", tmp_path / "x.gguf")):
+        done = call("serve", tmp_path, *wrong)
+        assert done.exit_code == 2
+        assert "--peer llama.cpp and --gguf FILE go together" in done.output
+    assert "no such file" in str(call("serve", tmp_path, "--peer", "llama.cpp", "--gguf", tmp_path / "x").exception)
