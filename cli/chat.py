@@ -5,15 +5,17 @@ Invariant: commands begin with a slash; everything else is said to the model as 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from slm_fn.cli import options
 
 if TYPE_CHECKING:
-    from slm_fn.infer.sample import SampleConfig
+    from slm_fn.infer.stream import Piece
     from slm_fn.pipeline.model import Model
     from slm_fn.text.chat import Message
 
@@ -24,15 +26,13 @@ ROOM = 64
 @click.command("chat")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--system", help="How the model should be.")
-@click.option("--temperature", type=float, help="0 is greedy; lower is safer.")
-@click.option("--top-k", type=int, help="Only the k likeliest; 0 is off.")
-@click.option("--top-p", type=float, help="Only the likeliest that reach this probability together.")
+@options.sampling
 @click.option("--max-tokens", default=256, show_default=True, help="Longest reply.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.device
 def command(
-    model: Path, system: str | None, max_tokens: int, seed: int, raw: bool, device: str, **filters: float | None
+    model: Path, system: str | None, max_tokens: int, seed: int, raw: bool, device: str, **sampling: Any
 ) -> None:
     """Talk to MODEL in the terminal: /reset /system /save /exit.
 
@@ -45,8 +45,8 @@ def command(
     from slm_fn.text.chat import Message
 
     loaded = load(model, device, raw)
-    given = {name: value for name, value in filters.items() if value is not None}
-    config = talk.sampling(loaded, given)
+    config, constraint = options.sampled(loaded, sampling)
+    write = partial(talk.write, loaded, config=config, max_tokens=max_tokens, constraint=constraint)
     messages = [Message("system", system)] if system else []
     click.echo(HELP)
     while True:
@@ -63,10 +63,10 @@ def command(
                 return
             messages = done
         elif line:
-            messages = _say(loaded, [*messages, Message("user", line)], config, seed + len(messages), max_tokens)
+            messages = _say(loaded, [*messages, Message("user", line)], partial(write, seed=seed + len(messages)))
 
 
-def _say(model: Model, messages: list[Message], config: SampleConfig, seed: int, max_tokens: int) -> list[Message]:
+def _say(model: Model, messages: list[Message], write: Callable[[list[int]], Iterator[Piece]]) -> list[Message]:
     """Stream a reply and return the conversation with it; what failed is said and forgotten."""
     from slm_fn.pipeline import talk
     from slm_fn.text.chat import Message
@@ -77,7 +77,7 @@ def _say(model: Model, messages: list[Message], config: SampleConfig, seed: int,
     said = ""
     click.echo(click.style("model ", bold=True), nl=False)
     try:
-        for piece in talk.write(model, talk.chat_ids(model, fitted), config, seed, max_tokens):
+        for piece in write(talk.chat_ids(model, fitted)):
             said += piece.text
             click.echo(options.printable(piece.text), nl=False)
     except ValueError as error:

@@ -84,6 +84,82 @@ def tune(stage: Callable[..., Any], section: str, told: dict[str, Any]) -> None:
     report_run(done, told["as_json"])
 
 
+def sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """How to choose tokens and which form a reply must have, as decorators in the order that help shows them."""
+    shared = (
+        click.option("--temperature", type=float, help="0 is greedy; lower is safer."),
+        click.option("--top-k", type=int, help="Only the k likeliest; 0 is off."),
+        click.option("--top-p", type=float, help="Only the likeliest that reach this probability together."),
+        click.option("--min-p", type=float, help="Only tokens this many times as likely as the likeliest."),
+        click.option("--typical-p", type=float, help="Only those that say about as much as is usual, up to this sum."),
+        click.option("--repetition-penalty", type=float, help="Above 1 discourages what is in prompt or reply."),
+        click.option("--frequency-penalty", type=float, help="Off a token's logit each time the reply has it."),
+        click.option("--presence-penalty", type=float, help="Off a token's logit once the reply has it."),
+        click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Onto a token's logit. May be repeated."),
+        click.option("--bad-word", multiple=True, metavar="TEXT", help="Never say this. May be repeated."),
+        click.option("--json-schema", type=click.Path(path_type=Path), help="File: the reply is JSON of this schema."),
+        click.option("--json-object", is_flag=True, help="The reply is a JSON object."),
+        click.option("--regex", help="The reply is what this regular expression matches."),
+        click.option("--choice", multiple=True, help="The reply is one of these. May be repeated."),
+        click.option("--grammar", type=click.Path(path_type=Path), help="File: the reply is of this Lark grammar."),
+    )
+    for option in reversed(shared):
+        command = option(command)
+    return command
+
+
+def sampled(model: Any, told: dict[str, Any]) -> tuple[Any, Any]:
+    """The sampling config and the constraint (or None) that the arguments of `sampling` ask of a model."""
+    from slm_fn.infer import sample
+    from slm_fn.pipeline import talk
+
+    given = {name: told[name] for name in _NUMBERS if told[name] is not None}
+    if told["logit_bias"]:
+        given["logit_bias"] = dict(map(_bias, told["logit_bias"]))
+    if told["bad_word"]:
+        given["bad_words"] = talk.bad_words(model, told["bad_word"])
+    grammar = _grammar(told)
+    config = sample.check(talk.sampling(model, given), model.config.vocab_size)
+    return config, None if grammar is None else talk.constraint(model, grammar)
+
+
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    name, _, bias = text.partition("=")
+    try:
+        return int(name), float(bias)
+    except ValueError:
+        raise click.UsageError(f"--logit-bias takes ID=BIAS, such as 42=-100, got {text!r}") from None
+
+
+def _grammar(told: dict[str, Any]) -> Any:
+    from slm_fn.infer.constrain import Grammar
+
+    found = [
+        Grammar(kind, list(source) if kind == "choice" else _read(source) if isinstance(source, Path) else source)
+        for kind in ("json_schema", "regex", "choice", "grammar")
+        if (source := told[kind])
+    ]
+    found += [Grammar("json_object")] if told["json_object"] else []
+    if len(found) > 1:
+        raise click.UsageError("give one of --json-schema, --json-object, --regex, --choice, --grammar")
+    return found[0] if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{path} is no UTF-8 text") from None
+
+
 def note(text: str) -> None:
     """A line on standard error."""
     click.echo(text, err=True)

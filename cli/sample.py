@@ -17,11 +17,7 @@ from slm_fn.cli import options
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option("--max-tokens", default=128, show_default=True)
-@click.option("--temperature", type=float, help="0 is greedy; lower is safer.")
-@click.option("--top-k", type=int, help="Only the k likeliest; 0 is off.")
-@click.option("--top-p", type=float, help="Only the likeliest that reach this probability together.")
-@click.option("--min-p", type=float, help="Only tokens this many times as likely as the likeliest.")
-@click.option("--repetition-penalty", type=float, help="Above 1 discourages what was said.")
+@options.sampling
 @click.option("--stop", "stops", multiple=True, help="End before this text. May be repeated.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--greedy", is_flag=True, help="Always the likeliest token.")
@@ -44,7 +40,7 @@ def command(
     raw: bool,
     device: str,
     as_json: bool,
-    **filters: float | None,
+    **sampling: Any,
 ) -> None:
     """Continue a text with MODEL.
 
@@ -52,6 +48,7 @@ def command(
     Example:
         slm sample demo/pretrain --prompt "ROMEO" --temperature 0.7 --stream
         slm sample demo/pretrain --prompt "ROMEO" --speculate ngram
+        slm sample demo/pretrain --prompt "A person in JSON: " --json-schema person.json
     """
     from slm_fn.infer.speculate import Stats
     from slm_fn.pipeline import draft, talk
@@ -60,15 +57,18 @@ def command(
     if num < 1 or max_tokens < 1:
         raise click.UsageError("--num and --max-tokens must be at least 1")
     loaded = models.load(model, device, raw)
-    given = {name: value for name, value in filters.items() if value is not None}
-    config = talk.sampling(loaded, given | ({"temperature": 0.0} if greedy else {}))
+    if greedy:
+        sampling["temperature"] = 0.0
+    config, constraint = options.sampled(loaded, sampling)
+    if speculate and constraint:
+        raise click.UsageError("--speculate goes without a form for the reply")
     ids = talk.text_ids(loaded, prompt)
     drafter = draft.drafter(loaded, speculate, device, raw) if speculate else None
     rows = []
     for i in range(num):
         said, piece, seen = "", None, [Stats()]
         told = (ids, config, seed + i, max_tokens, stops)
-        pieces = draft.write(loaded, drafter, *told, seen.append) if drafter else talk.write(loaded, *told)
+        pieces = draft.write(loaded, drafter, *told, seen.append) if drafter else talk.write(loaded, *told, constraint)
         if not as_json:
             click.echo(prompt, nl=False)
         for piece in pieces:

@@ -59,7 +59,8 @@ def compile(tokenizer: Tokenizer, stop_ids: Collection[int], grammar: Grammar) -
     """Check a form before the first token.
 
     JSON is written without spaces between its parts: small models would go on with spaces for ever. A tokenizer of
-    characters takes a form only if its alphabet has every character of the form's own text.
+    characters takes a form only if its alphabet has every character of the form's own text. A `format` is kept by its
+    shape: 29 February passes in every year, second 60 in every minute.
 
     Raises:
         ValueError: the form is wrong, or has a keyword that is not supported, which it names; or llguidance is missing.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slm_fn.core.types import Apply, Params
 from slm_fn.infer import engine as engines
+from slm_fn.infer.constrain import Constraint
 from slm_fn.infer.engine import Engine, EngineConfig, InitCache
 from slm_fn.infer.request import ContextOverflow, Request, Token, check_prompt, check_request
 from slm_fn.infer.sample import SampleConfig
@@ -32,16 +33,22 @@ def generate(
     max_tokens: int,
     stop_ids: Collection[int],
     size: int,
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """New tokens one by one, the stopping one included; ends at `max_tokens` or where the context of `size` is full.
+
+    Args:
+        constraint: the form that the reply must have; one that came to no end has no stopping token.
 
     Raises:
         ValueError: the prompt leaves no room, or is empty.
     """
     engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0))
-    request = Request(tuple(prompt_ids), config, seed, max_tokens, frozenset(stop_ids))
+    stops = frozenset(stop_ids)
+    request = Request(tuple(prompt_ids), config, seed, max_tokens, stops, constraint=constraint)
     check_request(request, size)
-    return (token.id for token in run(engine, [request]) if token.id is not None)
+    tokens = ((token.id, token.finish) for token in run(engine, [request]))
+    return (token for token, finish in tokens if token is not None and (token not in stops or finish == "stop"))
 
 
 def generate_batch(

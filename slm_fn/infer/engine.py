@@ -286,6 +286,7 @@ def _chosen(state: EngineState, rows: Sequence[Row], logits: Tensor) -> tuple[tu
 
 def _finish(engine: Engine, row: Row) -> Finish | None:
     if row.reply[-1] in row.request.stop_ids:
-        return "stop"
+        # A form that could not go on is no reply that ended.
+        return "stop" if row.matcher is None or constrain.complete(row.matcher) else "length"
     full = len(row.request.prompt) + len(row.reply) > engine.config.size - 1
     return "length" if full or len(row.reply) == row.request.max_tokens else None

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from slm_fn.infer import decode, stream
+from slm_fn.infer import constrain, decode, stream
+from slm_fn.infer.constrain import Constraint, Grammar
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.infer.stream import Piece
 from slm_fn.pipeline.model import Model
@@ -38,6 +39,29 @@ def sampling(model: Model, given: Mapping[str, Any]) -> SampleConfig:
     return msgspec.structs.replace(model.generation.sampling, **given)
 
 
+def constraint(model: Model, grammar: Grammar) -> Constraint:
+    """A form that the model's replies must have, checked.
+
+    Raises:
+        ValueError: the form is wrong, or has what is not supported.
+    """
+    return constrain.compile(model.tokenizer, model.stop_ids, grammar)
+
+
+def bad_words(model: Model, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Texts that must not be said as sequences of ids, each at a beginning and behind a space.
+
+    What the model spells with other tokens than the tokenizer would is not caught.
+
+    Raises:
+        ValueError: a text is empty.
+    """
+    if "" in texts:
+        raise ValueError("a bad word must not be empty")
+    ways = (form for text in texts for form in (text, f" {text}"))
+    return tuple(dict.fromkeys(tuple(ids) for ids in model.tokenizer.encode_batch(list(ways))))
+
+
 def write(
     model: Model,
     ids: Sequence[int],
@@ -45,11 +69,13 @@ def write(
     seed: int,
     max_tokens: int | None = None,
     stops: Sequence[str] = (),
+    constraint: Constraint | None = None,
 ) -> Iterator[Piece]:
     """What the model writes behind some ids, a piece per token; the last piece says why it ended.
 
     Args:
         max_tokens: None goes on to the end of the context.
+        constraint: the form that the text must have; it has it if the last piece says `stop`.
 
     Raises:
         ValueError: before the first piece: the ids do not fit the context, or a setting is out of its range.
@@ -65,6 +91,7 @@ def write(
         max_tokens=max(size - len(ids), 1) if max_tokens is None else max_tokens,
         stop_ids=model.stop_ids,
         size=size,
+        constraint=constraint,
     )
     return stream.pieces(tokens, model.tokenizer.token_bytes, model.stop_ids, stops)
 

@@ -193,3 +193,67 @@ def test_serve_names_a_port_that_is_taken(folder):
             error = process.stderr.read()
     assert error.count("\n") == 1
     assert f"cannot listen on 127.0.0.1:{port}" in error
+
+
+def test_every_setting_of_sampling_reaches_the_model(folder, loaded):
+    own = loaded.tokenizer.encode("or")
+    given = {
+        "temperature": 1.5,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "typical_p": 0.8,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "logit_bias": {9: 2.5},
+        "bad_words": (tuple(own), tuple(loaded.tokenizer.encode(" or"))),
+    }
+    args = ["--typical-p", 0.8, "--temperature", 1.5, "--top-k", 40, "--top-p", 0.9, "--min-p", 0.01]
+    args += ["--repetition-penalty", 1.1, "--frequency-penalty", 0.5, "--presence-penalty", -0.5]
+    args += ["--logit-bias", "9=2.5", "--bad-word", "or"]
+    done = run(sample, folder, "--prompt", "to be", "--max-tokens", 12, "--json", *args)
+    config = talk.sampling(loaded, given)
+    want = text(talk.write(loaded, talk.text_ids(loaded, "to be"), config, 0, 12))
+    assert json.loads(done.stdout)["samples"][0]["text"] == want
+    assert want != text(talk.write(loaded, talk.text_ids(loaded, "to be"), talk.sampling(loaded, {}), 0, 12))
+
+
+def test_a_reply_has_the_form_that_was_asked_for(folder, tmp_path):
+    schema, lark = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"enum": [true, false]}')
+    lark.write_text('start: "a" | "b"')
+    forms = {
+        ("--json-schema", schema): ("true", "false"),
+        ("--choice", "yes", "--choice", "no"): ("yes", "no"),
+        ("--regex", "x{3}"): ("xxx",),
+        ("--grammar", lark): ("a", "b"),
+    }
+    for args, good in forms.items():
+        (row,) = json.loads(run(sample, folder, "--prompt", "to be", "--json", *args).stdout)["samples"]
+        assert row["text"] in good
+        assert row["finish"] == "stop"
+    said = run(chat, folder, "--choice", "yes", typed="to be\n/exit\n").stdout
+    assert "model yes\n" in said
+    (row,) = json.loads(run(sample, folder, "--prompt", "a", "--json", "--json-object").stdout)["samples"]
+    assert row["text"].startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--regex", "a", "--choice", "b"], "give one of --json-schema"),
+        (["--logit-bias", "to=1"], "--logit-bias takes ID=BIAS"),
+        (["--logit-bias", "999=1"], "logit_bias names token 999; the vocabulary has 2"),
+        (["--bad-word", ""], "a bad word must not be empty"),
+        (["--json-schema", "nowhere.json"], "cannot read nowhere.json"),
+        (["--regex", "("], "unclosed group"),
+        (["--typical-p", "0"], "typical_p must be in (0, 1]"),
+        (["--choice", "a", "--speculate", "ngram"], "--speculate goes without a form"),
+    ],
+)
+def test_settings_that_cannot_be_are_said_in_a_line(folder, args, message):
+    done = CliRunner().invoke(sample, [folder, "--prompt", "a", "--device", "cpu", *args])
+    assert done.exit_code
+    assert message in f"{done.output}{done.exception}"
+    assert isinstance(done.exception, SystemExit | ValueError)  # what the entry point turns into a line and exit 2

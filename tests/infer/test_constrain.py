@@ -1,0 +1,243 @@
+"""infer/constrain.py: what ends has its form, by any schema and any kind of tokenizer; errors name what is wrong."""
+
+import json
+import re
+
+import jsonschema_rs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_fn.core import random
+from slm_fn.infer import constrain, sample
+from slm_fn.infer.constrain import Grammar
+from slm_fn.infer.sample import SampleConfig
+from slm_fn.text import bpe, char, fallback, unigram
+
+CORPUS = [
+    '{"name":"To be, or not","age":12,"tags":["a","b"],"ok":true,"none":null}\n "x": [1.5e3, -2]' * 3,
+    "naïve 日本 😀",
+]
+TOKENIZERS = {
+    "bpe": bpe.train(CORPUS, 400),
+    "byte-fallback": fallback.train(CORPUS, 400),
+    "unigram": unigram.train(CORPUS, 400),
+    "char": char.train(policy="ascii"),
+}
+HOT = sample.stack([SampleConfig(temperature=2.0)])
+PADDED = 7  # rows of a model's head beyond the vocabulary
+
+
+def write(grammar, seed=0, name="bpe", max_tokens=400):
+    """What a model of random numbers writes, at temperature 2; None if it came to no end."""
+    tokenizer = TOKENIZERS[name]
+    stop = tokenizer.special("<|end|>")
+    matcher = constrain.compile(tokenizer, [stop], grammar).start()
+    ids = []
+    for i in range(max_tokens):
+        logits = random.normal(random.fold_in(seed, i), (1, tokenizer.vocab_size + PADDED), std=4.0)
+        u = random.uniform(random.fold_in(seed, f"u{i}"), (1,))
+        token = int(sample.choose(sample.chain(HOT)(constrain.link([matcher])(logits)), u))
+        assert token < tokenizer.vocab_size
+        if token == stop:
+            assert constrain.complete(matcher)
+            return tokenizer.decode_bytes(ids).decode()
+        assert token not in tokenizer.specials.values()
+        matcher = constrain.advance(matcher, token)
+        ids.append(token)
+    return None
+
+
+words = st.text(max_size=6)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**6), 10**6), words)
+bounds = st.tuples(st.integers(-500, 500), st.integers(0, 500)).map(lambda b: {"minimum": b[0], "maximum": sum(b)})
+sizes = st.tuples(st.integers(0, 3), st.integers(0, 4))
+leaves = st.one_of(
+    sizes.map(lambda n: {"type": "string", "minLength": n[0], "maxLength": sum(n)}),
+    st.sampled_from(["[a-z]{1,4}", "^x+[0-9]{2}$", "é|\\d\\w?"]).map(
+        lambda p: {"type": "string", "pattern": f"^({p})$"}
+    ),
+    st.sampled_from(["uuid", "ipv4", "email"]).map(lambda f: {"type": "string", "format": f}),
+    st.one_of(st.just({}), bounds).flatmap(
+        lambda b: st.sampled_from(["integer", "number"]).map(lambda t: {"type": t, **b})
+    ),
+    st.lists(scalars, min_size=1, max_size=4).map(lambda values: {"enum": values}),
+    scalars.map(lambda value: {"const": value}),
+    st.lists(st.sampled_from(["boolean", "null", "integer"]), min_size=1, unique=True).map(lambda t: {"type": t}),
+)
+
+
+def objects(inner):
+    def build(properties, num_required, more):
+        required = list(properties)[:num_required]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": more}
+
+    return st.builds(
+        build, st.dictionaries(words, inner, max_size=3), st.integers(0, 3), st.sampled_from([False, False, True])
+    )
+
+
+def arrays(inner):
+    plain = st.builds(
+        lambda items, n: {"type": "array", "items": items, "minItems": n[0], "maxItems": sum(n)}, inner, sizes
+    )
+    tuples = st.lists(inner, min_size=1, max_size=3).map(
+        lambda items: {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+    )
+    return st.one_of(plain, tuples)
+
+
+def wider(inner):
+    either = st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options})
+    named = inner.map(lambda s: {"$defs": {"it": s}, "type": "array", "items": {"$ref": "#/$defs/it"}, "maxItems": 2})
+    return st.one_of(objects(inner), objects(inner), arrays(inner), either, named)
+
+
+# A reference reads from the root of the whole schema, so what holds one is not put into another.
+schemas = st.recursive(leaves, lambda inner: st.one_of(objects(inner), arrays(inner)), max_leaves=6).flatmap(
+    lambda schema: st.one_of(st.just(schema), wider(st.just(schema)))
+)
+
+
+def check_schema(schema, seed):
+    text = write(Grammar("json_schema", schema), seed)
+    if text is not None:
+        value = json.loads(text)
+        assert jsonschema_rs.Draft202012Validator(schema, validate_formats=True).is_valid(value), (schema, text)
+        if not isinstance(value, str):
+            assert "\n" not in text, "no spaces between the parts"
+    return text is not None
+
+
+@settings(max_examples=12)
+@given(schema=schemas, seed=st.integers(0, 99))
+def test_json_that_ends_is_valid_by_its_schema(schema, seed):
+    check_schema(schema, seed)
+
+
+@pytest.mark.slow
+def test_json_that_ends_is_valid_by_200_schemas_and_most_ends():
+    ended = []
+
+    @settings(max_examples=200, database=None, derandomize=True)
+    @given(schema=schemas, seed=st.integers(0, 10**6))
+    def law(schema, seed):
+        ended.append(check_schema(schema, seed))
+
+    law()
+    assert len(ended) >= 200
+    assert sum(ended) >= 0.8 * len(ended)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}},
+    },
+    "required": ["name", "tags"],
+    "additionalProperties": False,
+}
+FORMS = [
+    (Grammar("json_schema", PERSON), lambda text: list(json.loads(text)) == ["name", "tags"]),
+    (Grammar("json_schema", json.dumps(PERSON)), lambda text: list(json.loads(text)) == ["name", "tags"]),
+    (Grammar("json_object"), lambda text: isinstance(json.loads(text), dict)),
+    (Grammar("regex", "[a-c]{2,5}(-[0-9])?/x"), re.compile("[a-c]{2,5}(-[0-9])?/x").fullmatch),
+    (Grammar("choice", ["yes", "no/\n|(", "no"]), lambda text: text in ("yes", "no/\n|(", "no")),
+    (Grammar("grammar", 'start: "(" start ")" | "x"'), re.compile(r"\(*x\)*").fullmatch),
+]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(("grammar", "good"), FORMS)
+def test_every_form_by_every_kind_of_tokenizer(grammar, good, name):
+    ended = [text for text in (write(grammar, seed, name, 60) for seed in range(4)) if text is not None]
+    assert all(map(good, ended)), ended
+    assert ended
+
+
+@settings(max_examples=20)
+@given(choices=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_a_choice_is_any_text(choices, seed):
+    assert write(Grammar("choice", choices), seed) in choices
+
+
+def test_every_row_has_a_form_of_its_own_or_none():
+    tokenizer = TOKENIZERS["bpe"]
+    stop = tokenizer.special("<|end|>")
+    yes, digits = (
+        constrain.compile(tokenizer, {stop}, g).start()
+        for g in (Grammar("choice", ["yes"]), Grammar("regex", "[0-9]+"))
+    )
+    logits = random.normal(0, (3, tokenizer.vocab_size + PADDED))
+    out = constrain.link([yes, None, digits])(logits)
+    assert torch.equal(out[1], logits[1])
+    assert torch.equal(out[2:], constrain.link([digits])(logits[2:]))
+    assert {tokenizer.decode([i]) for i in (out[0] > -torch.inf).nonzero().flatten().tolist()} <= {"y", "ye", "yes"}
+    assert (out[[0, 2], tokenizer.vocab_size :] == -torch.inf).all()
+    assert constrain.link([None])(logits) is logits
+
+
+def test_a_matcher_does_not_change_when_it_advances():
+    tokenizer = TOKENIZERS["bpe"]
+    first = constrain.compile(tokenizer, {tokenizer.special("<|end|>")}, Grammar("regex", "ab")).start()
+    before = constrain.allow(first)
+    second = constrain.advance(first, tokenizer.encode("a")[0])
+    assert torch.equal(constrain.allow(first), before)
+    assert not torch.equal(constrain.allow(second), before)
+    assert not constrain.complete(second)
+    assert constrain.complete(constrain.advance(second, tokenizer.encode("b")[0]))
+
+
+def test_a_grammar_cannot_make_a_control_token_and_says_that_it_is_not_complete():
+    tokenizer = TOKENIZERS["bpe"]
+    stop, user = tokenizer.special("<|end|>"), tokenizer.special("<|user|>")
+    for lark in (f'start: <[{user}]> "a"', 'start: <|user|> "a"'):
+        matcher = constrain.compile(tokenizer, {stop}, Grammar("grammar", lark)).start()
+        assert not constrain.allow(matcher)[user]
+        assert not constrain.complete(matcher)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "error"),
+    [
+        (Grammar("json_schema", {"type": "string", "not": {}}), 'json_schema: .*"not"'),
+        (Grammar("json_schema", {"properties": {"a": {"uniqueItems": True}}}), "uniqueItems"),
+        (Grammar("json_schema", {"type": "str"}), "str"),
+        (Grammar("json_schema", {"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf"),
+        (Grammar("json_schema", {"x-guidance": {"lenient": True}, "not": {}}), "x-guidance"),
+        (Grammar("json_schema", {"minimum": 3, "maximum": 2, "type": "integer"}), "minimum"),
+        (Grammar("json_schema", {"$ref": "https://example.com/a.json"}), "example.com"),
+        (Grammar("json_schema", "{"), "json_schema: not JSON"),
+        (Grammar("json_schema", True), "json_schema: must be an object"),
+        (Grammar("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000), "json_schema: "),
+        (Grammar("json_object", {}), "json_object: takes no source"),
+        (Grammar("regex", "("), "regex: .*unclosed group"),
+        (Grammar("regex", "(?=a)"), "regex: .*look-ahead"),
+        (Grammar("regex", ""), "regex: must be"),
+        (Grammar("choice", []), "choice: must be"),
+        (Grammar("choice", "yes"), "choice: must be"),
+        (Grammar("choice", ["a", ""]), "choice: must be"),
+        (Grammar("choice", ["\ud800"]), "choice: .*surrogates"),
+        (Grammar("grammar", "start: foo"), 'grammar: .*unknown name: "foo"'),
+        (Grammar("grammar", "start: <|nope|>"), "grammar: .*nope"),
+        (Grammar("grammar", " "), "grammar: must be"),
+        (Grammar("yaml", ""), "json_schema, json_object, regex, choice, grammar; got yaml"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_before_the_first_token(grammar, error):
+    with pytest.raises(ValueError, match=error) as caught:
+        constrain.compile(TOKENIZERS["bpe"], [5], grammar)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_characters_names_the_one_that_it_lacks():
+    made = TOKENIZERS["char"]
+    with pytest.raises(ValueError, match="tokenizer has no character 'é'"):
+        constrain.compile(made, [made.special("<|end|>")], Grammar("choice", ["né"]))
+
+
+def test_a_form_needs_an_end():
+    with pytest.raises(ValueError, match="stop token"):
+        constrain.compile(TOKENIZERS["bpe"], [], Grammar("json_object"))
