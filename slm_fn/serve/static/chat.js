@@ -201,12 +201,12 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     setRunning(null);
   }
 
-  function load(conversation = fresh()) {
+  function load(conversation = fresh(), focus = true) {
     stopIt();
     talk = conversation;
     known = { ...known, perCharacter: 0 };
     draw();
-    input.focus();
+    if (focus) input.focus();
   }
 
   /** Fit the field to its text. */

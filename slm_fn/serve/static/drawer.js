@@ -58,7 +58,7 @@ export function conversations({ store, current, open }) {
       if (event.key === "Enter" && !event.isComposing) done(field.value.trim());
       if (event.key === "Escape") { event.preventDefault(); done(""); } // and the drawer stays open
     });
-    requestAnimationFrame(() => field.select());
+    queueMicrotask(() => { field.focus(); field.select(); }); // it is in the page by then
     return h("div", { class: "row rename" }, field, h("button", { type: "button", class: "quiet", onclick: () => done(field.value.trim()) }, "Rename"));
   }
 

@@ -131,6 +131,7 @@ function list(lines, at, depth) {
   while (to < lines.length) {
     const found = item(lines[to]);
     if (!found || sort(found[2]) !== sort(first[2]) || found[1].length >= margin + 2) break;
+    if (items.length && !lines[to - 1].trim()) loose = true;
     const inside = [lines[to].slice(found[0].length)], width = found[0].length;
     for (to += 1; to < lines.length; to += 1) {
       const line = lines[to], blank = !lines[to - 1].trim();
@@ -138,7 +139,7 @@ function list(lines, at, depth) {
       if (line.trim() && indent(line) < margin + 2 && !goesOn) break;
       inside.push(dedent(line, width));
     }
-    if (inside.length > 1 && to < lines.length && !inside.at(-1).trim() && item(lines[to])) loose = true;
+    while (inside.length && !inside.at(-1).trim()) inside.pop();
     items.push(parse(inside, depth + 1));
   }
   while (!lines[to - 1].trim()) to -= 1;

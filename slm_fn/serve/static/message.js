@@ -29,7 +29,7 @@ function editor(content, leave, resend) {
     else if (event.target === field && sends(event)) { event.preventDefault(); send(); }
   });
   field.value = content;
-  requestAnimationFrame(() => { field.focus(); field.setSelectionRange(content.length, content.length); });
+  queueMicrotask(() => field.focus()); // it is in the page by then
   return form;
 }
 

@@ -86,7 +86,7 @@ class SlmChat extends HTMLElement {
       if (event.key === "Escape" && !chat.stop()) this.close();
     });
     const kept = tab && store.open(tab).get("widget");
-    if (kept) chat.load(kept);
+    if (kept) chat.load(kept, false);
     this.#chat = chat;
     model(HERE, "").then(({ max_model_len: context }) => context > 0 && chat.context(context)).catch(() => {}); // the first reply tells why
   }
@@ -126,11 +126,7 @@ class SlmChat extends HTMLElement {
   async open(focus = true) {
     if (!this.#panel) return;
     this.#show(true);
-    if (!this.#panel.childElementCount) {
-      const before = document.activeElement;
-      await this.#fill(this.#panel);
-      if (!focus && before instanceof HTMLElement) before.focus();
-    }
+    if (!this.#panel.childElementCount) await this.#fill(this.#panel);
     if (focus) this.#chat.focus();
   }
 
