@@ -40,12 +40,13 @@ def write(scope: Scope, **changes: Any) -> None:
         told["written"] = True
         return
     told |= changes
+    client = scope.get("client")
     spent, now = time.monotonic() - told["start"], datetime.now(UTC)
     line = {
         "time": now.isoformat(timespec="milliseconds"),
         "method": scope.get("method"),
-        "path": scope.get("path"),
-        "who": scope.get("user") or (scope["client"][0] if scope.get("client") else None),
+        "path": str(scope.get("path"))[:200],
+        "who": scope.get("user") or (client[0] if client else None),
         "ms": round(spent * 1000, 1),
         **{name: value for name, value in told.items() if name not in ("start", "written")},
     }

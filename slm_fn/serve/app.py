@@ -24,6 +24,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins.prometheus import PrometheusConfig
 from litestar.static_files import create_static_files_router
+from litestar.stores.memory import MemoryStore
 
 from slm_fn.core import tree
 from slm_fn.core.types import Params
@@ -62,11 +63,15 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
         }
     )
     page = create_static_files_router(
-        path="/", directories=[STATIC], html_mode=True, include_in_schema=False, opt={gate.PUBLIC: True}
+        path="/",
+        directories=[STATIC],
+        html_mode=True,
+        include_in_schema=False,
+        opt={gate.PUBLIC: True},
     )
     open_metrics = {gate.PUBLIC: True} if config.open_metrics else {}
     figures = get("/metrics", opt=open_metrics, tags=["server"])(routes.metrics)
-    handlers = [
+    handlers: list[Any] = [
         *(completions.chat, completions.text, routes.models, routes.one_model, routes.health, routes.ready),
         *(routes.tokenize, routes.detokenize, routes.tokenizer_info, figures, page),
     ]
@@ -125,7 +130,9 @@ async def _sweep(app: Litestar) -> None:
     """Forget the rates of those who went: Litestar's store drops them only when they ask again."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        await app.stores.get("rate_limit").delete_expired()
+        store = app.stores.get("rate_limit")
+        if isinstance(store, MemoryStore):
+            await store.delete_expired()
 
 
 def _engine(model: Model, config: ServeConfig) -> Callable[[], Engine]:

@@ -168,7 +168,7 @@ def _take_off(
     config: ServeConfig = state.config
     model: Model = state.model
     who, pieces = gate.who(request), Pieces()
-    jobs = []
+    jobs: list[Job] = []
     for ids in prompts:
         for choice in range(order.choices):
             asked = requests.Request(
@@ -247,7 +247,7 @@ async def _read(state: State, flight: Flight) -> list[dict[str, Any]]:
         part = await flight.pieces.get()
         if isinstance(part, Exception):
             raise part
-        parts[part.index].append(part)
+        parts[part.number].append(part)
         left -= part.finish is not None
     out = []
     for index, several in enumerate(parts):
@@ -304,11 +304,11 @@ def _choices(state: State, flight: Flight, part: Part, places: list[int]) -> lis
     """The deltas of one part: its text with its tokens, and at last why it ended, in a delta of its own."""
     form, logprobs = flight.form, None
     if flight.order.logprobs is not None and part.said:
-        place = (places[part.index],) if form is TEXT else ()
+        place = (places[part.number],) if form is TEXT else ()
         logprobs = form.logprobs(state.names, part.said, *place)
-    places[part.index] += len(part.text)
+    places[part.number] += len(part.text)
     if part.finish is None:
-        return [form.delta(part.index, part.text, logprobs, None)]
+        return [form.delta(part.number, part.text, logprobs, None)]
     if not part.text:
-        return [form.delta(part.index, "", logprobs, part.finish)]
-    return [form.delta(part.index, part.text, logprobs, None), form.delta(part.index, "", None, part.finish)]
+        return [form.delta(part.number, "", logprobs, part.finish)]
+    return [form.delta(part.number, part.text, logprobs, None), form.delta(part.number, "", None, part.finish)]

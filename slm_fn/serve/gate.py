@@ -19,6 +19,7 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 from litestar.middleware.rate_limit import RateLimitConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from slm_fn.serve import access
 from slm_fn.serve import keys as api_keys
 from slm_fn.serve.config import ServeConfig
 from slm_fn.serve.errors import ApiError
@@ -43,8 +44,11 @@ def at_home(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler)
     through that is no preflight.
 
     Raises:
-        ApiError: 403.
+        ApiError: 403; 404 for a path that no file system takes, with which Litestar's static files would fail.
     """
+    path = connection.scope["path"]
+    if "\0" in path or any(len(part.encode(errors="replace")) > 255 for part in path.split("/")) or len(path) > 1024:
+        raise ApiError(404, "Not Found")
     config: ServeConfig = connection.app.state.config
     host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
     if config.hosts and hostname(host) not in config.hosts:
@@ -84,7 +88,7 @@ class Bearer(AbstractAuthenticationMiddleware):
     """`Authorization: Bearer KEY` where the server has keys; routes marked public go without."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[StoredKey]) -> None:
-        super().__init__(app, exclude_from_auth_key=PUBLIC)
+        super().__init__(app, exclude="^/schema", exclude_from_auth_key=PUBLIC)
         self.keys = keys
 
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
@@ -142,6 +146,7 @@ def patience(config: ServeConfig) -> Any:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
+            access.account(scope)  # its clock begins here
             late, whole = asyncio.get_running_loop().time() + config.body_timeout, False
 
             async def arriving() -> Any:

@@ -25,9 +25,9 @@ class Said(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What came of choice `index`: text, the tokens behind it, how many there are so far, and at last why it ended."""
+    """What came of choice `number`: text, the tokens behind it, how many there are so far, and at last why it ended."""
 
-    index: int
+    number: int
     text: str
     said: tuple[Said, ...] = ()
     num_tokens: int = 0
