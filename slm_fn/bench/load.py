@@ -71,13 +71,13 @@ async def hear(client: httpx.AsyncClient, task: Task, kind: Kind = "polite", pie
         if answer.status_code != 200:
             return Heard(kind, answer.status_code, error=(await answer.aread())[:200].decode(errors="replace"))
         async for line in answer.aiter_lines():
-            if not line:
+            if not line or line.startswith(":"):  # a comment keeps a line open
                 continue
             if line == "data: [DONE]":
                 done = True
                 continue
-            event = json.loads(line.removeprefix("data: "))
-            if "error" in event:
+            event = _event(line)
+            if event is None or "error" in event:
                 error = line[:200]
                 break
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
@@ -92,6 +92,13 @@ async def hear(client: httpx.AsyncClient, task: Task, kind: Kind = "polite", pie
             if kind == "slow":
                 await asyncio.sleep(0.05)
     return Heard(kind, 200, text, finish, done, tokens, tuple(times), error)
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line.removeprefix("data: "))
+    except ValueError:
+        return None
 
 
 def wrong(task: Task, heard: Heard) -> str:
