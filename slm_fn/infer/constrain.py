@@ -41,6 +41,7 @@ class Constraint(NamedTuple):
 
     tokenizer: Any  # llguidance's
     rules: str
+    stops: Bool[Tensor, " V"]
     never: Bool[Tensor, " V"]
 
     def start(self) -> Matcher:
@@ -60,7 +61,7 @@ def compile(tokenizer: Tokenizer, stop_ids: Collection[int], grammar: Grammar) -
 
     JSON is written without spaces between its parts: small models would go on with spaces for ever. A tokenizer of
     characters takes a form only if its alphabet has every character of the form's own text. A `format` is kept by its
-    shape: 29 February passes in every year, second 60 in every minute.
+    shape: 29 February passes in every year, second 60 in every minute, an e-mail address of any length.
 
     Raises:
         ValueError: the form is wrong, or has a keyword that is not supported, which it names; or llguidance is missing.
@@ -84,9 +85,10 @@ def compile(tokenizer: Tokenizer, stop_ids: Collection[int], grammar: Grammar) -
         raise ValueError(f"{grammar.kind}: {_line(problems[0])}")
     if tokenizer.kind == "char":
         _check_alphabet(tokenizer, grammar)
-    never = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
-    never[[token for token in tokenizer.specials.values() if token not in stop_ids]] = True
-    constraint = Constraint(known, rules, never)
+    stops, never = torch.zeros(2, tokenizer.vocab_size, dtype=torch.bool)
+    stops[list(stop_ids)] = True
+    never[list(tokenizer.specials.values())] = True
+    constraint = Constraint(known, rules, stops, never & ~stops)
     # What compiles may still be too large for the library's limits; it says so at the first token.
     wrong = constraint.start().state.get_error()
     if wrong:
@@ -97,9 +99,10 @@ def compile(tokenizer: Tokenizer, stop_ids: Collection[int], grammar: Grammar) -
 def allow(matcher: Matcher) -> Bool[Tensor, " V"]:
     """Which tokens of the tokenizer may come next; the stop tokens if the text is complete, or stuck."""
     packed = torch.frombuffer(bytearray(matcher.state.compute_bitmask()), dtype=torch.uint8)
-    never = matcher.constraint.never
+    _, _, stops, never = matcher.constraint
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[: len(never)].bool() & ~never
+    allowed = bits.flatten()[: len(never)].bool() & ~never
+    return allowed if bool(allowed.any()) else stops
 
 
 def advance(matcher: Matcher, token: int) -> Matcher:

@@ -237,6 +237,9 @@ def test_a_reply_has_the_form_that_was_asked_for(folder, tmp_path):
     assert "model yes\n" in said
     (row,) = json.loads(run(sample, folder, "--prompt", "a", "--json", "--json-object").stdout)["samples"]
     assert row["text"].startswith("{")
+    lark.write_text('start: "a" <|user|>')  # no text can be a control token, so this one comes to no end
+    (row,) = json.loads(run(sample, folder, "--prompt", "a", "--json", "--grammar", lark).stdout)["samples"]
+    assert (row["text"], row["finish"]) == ("a", "length")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import jsonschema_rs
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from slm_fn.core import random
@@ -58,7 +58,7 @@ leaves = st.one_of(
     st.sampled_from(["[a-z]{1,4}", "^x+[0-9]{2}$", "é|\\d\\w?"]).map(
         lambda p: {"type": "string", "pattern": f"^({p})$"}
     ),
-    st.sampled_from(["uuid", "ipv4", "email"]).map(lambda f: {"type": "string", "format": f}),
+    st.sampled_from(["uuid", "ipv4"]).map(lambda f: {"type": "string", "format": f}),
     st.one_of(st.just({}), bounds).flatmap(
         lambda b: st.sampled_from(["integer", "number"]).map(lambda t: {"type": t, **b})
     ),
@@ -120,7 +120,7 @@ def test_json_that_ends_is_valid_by_its_schema(schema, seed):
 def test_json_that_ends_is_valid_by_200_schemas_and_most_ends():
     ended = []
 
-    @settings(max_examples=200, database=None, derandomize=True)
+    @settings(max_examples=200, database=None, derandomize=True, phases=[Phase.generate])
     @given(schema=schemas, seed=st.integers(0, 10**6))
     def law(schema, seed):
         ended.append(check_schema(schema, seed))
@@ -187,16 +187,18 @@ def test_a_matcher_does_not_change_when_it_advances():
     assert torch.equal(constrain.allow(first), before)
     assert not torch.equal(constrain.allow(second), before)
     assert not constrain.complete(second)
-    assert constrain.complete(constrain.advance(second, tokenizer.encode("b")[0]))
+    third = constrain.advance(second, tokenizer.encode("b")[0])
+    assert constrain.complete(third)
+    assert constrain.complete(constrain.advance(third, tokenizer.special("<|end|>")))
 
 
 def test_a_grammar_cannot_make_a_control_token_and_says_that_it_is_not_complete():
     tokenizer = TOKENIZERS["bpe"]
-    stop, user = tokenizer.special("<|end|>"), tokenizer.special("<|user|>")
+    stop, user = map(tokenizer.special, ("<|end|>", "<|user|>"))
     for lark in (f'start: <[{user}]> "a"', 'start: <|user|> "a"'):
         matcher = constrain.compile(tokenizer, {stop}, Grammar("grammar", lark)).start()
-        assert not constrain.allow(matcher)[user]
-        assert not constrain.complete(matcher)
+        assert constrain.allow(matcher).nonzero().flatten().tolist() == [stop]
+        assert not constrain.complete(constrain.advance(matcher, stop))
 
 
 @pytest.mark.parametrize(
