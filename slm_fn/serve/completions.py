@@ -18,15 +18,12 @@ from litestar.params import Body
 from litestar.response import Stream
 
 from slm_fn.core import random
-from slm_fn.infer import constrain
 from slm_fn.infer import request as requests
-from slm_fn.infer.constrain import Grammar
-from slm_fn.infer.request import ContextOverflow, check_prompt
-from slm_fn.pipeline import talk
 from slm_fn.pipeline.model import Model
 from slm_fn.serve import access, gate, protocol, replies
+from slm_fn.serve import prompts as prompts_of
 from slm_fn.serve.config import ServeConfig
-from slm_fn.serve.errors import FAILED, ApiError, invalid, too_deep
+from slm_fn.serve.errors import FAILED, ApiError, too_deep
 from slm_fn.serve.protocol import Order
 from slm_fn.serve.replies import CHAT, DONE, PING, TEXT, Form, Part
 from slm_fn.serve.requests import ChatRequest, CompletionRequest
@@ -58,7 +55,7 @@ async def chat(request: Asked, state: State, data: Annotated[ChatRequest, Body()
     """A reply to a conversation, whole or as a stream of server-sent events."""
     order = await _understand(request, state, data)
     messages = protocol.messages(data.messages)
-    prompts = await asyncio.to_thread(_chat_prompts, state.model, messages, order)  # long texts take a while
+    prompts = await asyncio.to_thread(prompts_of.chat_prompts, state.model, messages, order)  # long texts take a while
     if state.config.log_text:
         access.account(request.scope)["prompt"] = messages
     return await _answer(request, state, CHAT, order, prompts, bool(data.stream))
@@ -74,7 +71,7 @@ async def text(request: Asked, state: State, data: Annotated[CompletionRequest, 
     """What comes behind a text or behind token ids, whole or as a stream of server-sent events."""
     order = await _understand(request, state, data)
     asked = protocol.prompts(data.prompt)
-    prompts = await asyncio.to_thread(_text_prompts, state.model, asked, order)
+    prompts = await asyncio.to_thread(prompts_of.text_prompts, state.model, asked, order)
     if state.config.log_text:
         access.account(request.scope)["prompt"] = asked
     return await _answer(request, state, TEXT, order, prompts, bool(data.stream))
@@ -86,7 +83,7 @@ async def _understand(request: Asked, state: State, data: ChatRequest | Completi
     config, model = state.config, state.model
     order = protocol.understand(data, model.generation.sampling, model.config.vocab_size, config.max_choices)
     if order.bad_words:
-        words = await asyncio.to_thread(_bad_words, model, order.bad_words)
+        words = await asyncio.to_thread(prompts_of.bad_words, model, order.bad_words)
         sampling = msgspec.structs.replace(order.sampling, bad_words=words)
         order = order._replace(sampling=sampling)
     return order
@@ -103,62 +100,15 @@ def check_name(state: State, name: str) -> None:
         raise ApiError(404, message, "model_not_found", "model")
 
 
-def _bad_words(model: Model, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The ids of words, as they stand at the beginning of a text and behind a space."""
-    try:
-        spelt = [model.tokenizer.encode(text) for word in words for text in (word, f" {word}") if word]
-    except ValueError as error:
-        raise invalid(str(error), "bad_words") from None
-    return tuple(tuple(ids) for ids in spelt if ids)
-
-
-def _chat_prompts(model: Model, messages: Sequence[Any], order: Order) -> list[list[int]]:
-    try:
-        return [_fitting(model, talk.chat_ids(model, messages), order, "messages")]
-    except ValueError as error:
-        raise invalid(str(error), "messages") from None
-
-
-def _text_prompts(model: Model, prompts: Sequence[str | list[int]], order: Order) -> list[list[int]]:
-    out, size = [], model.tokenizer.vocab_size
-    for prompt in prompts:
-        try:
-            ids = talk.text_ids(model, prompt) if isinstance(prompt, str) else prompt
-        except ValueError as error:
-            raise invalid(str(error), "prompt") from None
-        if not ids or not all(0 <= token < size for token in ids):
-            raise invalid(f"prompt: token ids go from 0 to {size - 1}, and there must be one", "prompt")
-        out.append(_fitting(model, ids, order, "prompt"))
-    return out
-
-
-def _fitting(model: Model, ids: list[int], order: Order, param: str) -> list[int]:
-    try:
-        check_prompt(len(ids), model.config.context, order.max_tokens or 0)
-    except ContextOverflow as error:
-        raise ApiError(400, str(error), "context_length_exceeded", param) from None
-    return ids
-
-
 async def _answer(
     request: Asked, state: State, form: Form, order: Order, prompts: Sequence[list[int]], streams: bool
 ) -> Response[Any]:
-    constraint = await asyncio.to_thread(_constraint, state.model, order.grammar)
+    constraint = await asyncio.to_thread(prompts_of.constraint, state.model, order.grammar)
     flight = _take_off(request, state, form, order, prompts, constraint)
     if streams:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return Stream(_events(request, state, flight), media_type="text/event-stream", headers=headers)
     return Response(await _whole(request, state, flight))
-
-
-def _constraint(model: Model, grammar: Grammar | None) -> Any:
-    """The grammar compiled, before the first byte is sent."""
-    if grammar is None:
-        return None
-    try:
-        return constrain.compile(model.tokenizer, model.stop_ids, grammar)
-    except ValueError as error:
-        raise invalid(str(error), "response_format", "unsupported_grammar") from None
 
 
 def _take_off(

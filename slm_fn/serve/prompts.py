@@ -1,0 +1,74 @@
+"""Prompts, words and forms to ids: what a tokenizer makes of a request, off the event loop, for it may take a while.
+
+Invariant: what is wrong with a request is told before anything of it is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from slm_fn.infer import constrain
+from slm_fn.infer.constrain import Grammar
+from slm_fn.infer.request import ContextOverflow, check_prompt
+from slm_fn.pipeline import talk
+from slm_fn.pipeline.model import Model
+from slm_fn.serve.errors import ApiError, invalid
+from slm_fn.serve.protocol import Order
+
+
+def bad_words(model: Model, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The ids of words, as they stand at the beginning of a text and behind a space."""
+    try:
+        spelt = [model.tokenizer.encode(text) for word in words for text in (word, f" {word}") if word]
+    except ValueError as error:
+        raise invalid(str(error), "bad_words") from None
+    return tuple(tuple(ids) for ids in spelt if ids)
+
+
+def chat_prompts(model: Model, messages: Sequence[Any], order: Order) -> list[list[int]]:
+    """The ids of a conversation that waits for its reply.
+
+    Raises:
+        ApiError: 400: no conversation, or longer than the context.
+    """
+    try:
+        return [_fitting(model, talk.chat_ids(model, messages), order, "messages")]
+    except ValueError as error:
+        raise invalid(str(error), "messages") from None
+
+
+def text_prompts(model: Model, prompts: Sequence[str | list[int]], order: Order) -> list[list[int]]:
+    """The ids of texts, and ids as they are.
+
+    Raises:
+        ApiError: 400: none at all, one that no token has, or more than the context holds.
+    """
+    out, size = [], model.tokenizer.vocab_size
+    for prompt in prompts:
+        try:
+            ids = talk.text_ids(model, prompt) if isinstance(prompt, str) else prompt
+        except ValueError as error:
+            raise invalid(str(error), "prompt") from None
+        if not ids or not all(0 <= token < size for token in ids):
+            raise invalid(f"prompt: token ids go from 0 to {size - 1}, and there must be one", "prompt")
+        out.append(_fitting(model, ids, order, "prompt"))
+    return out
+
+
+def _fitting(model: Model, ids: list[int], order: Order, param: str) -> list[int]:
+    try:
+        check_prompt(len(ids), model.config.context, order.max_tokens or 0)
+    except ContextOverflow as error:
+        raise ApiError(400, str(error), "context_length_exceeded", param) from None
+    return ids
+
+
+def constraint(model: Model, grammar: Grammar | None) -> Any:
+    """The grammar compiled, before the first byte is sent."""
+    if grammar is None:
+        return None
+    try:
+        return constrain.compile(model.tokenizer, model.stop_ids, grammar)
+    except ValueError as error:
+        raise invalid(str(error), "response_format", "unsupported_grammar") from None
