@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from slm_fn.serve.config import ServeConfig
 
 SHOWN = TEXT.replace("**", "")
-LOUD = "* { color: red !important; letter-spacing: 1em; } button, div, p { display: none !important; }"
+LOUD = "body { font-family: Papyrus; } * { color: red !important; letter-spacing: 1em; } button, div, p { display: none !important; }"
 PAGE = """<!doctype html><html lang="en"><head><title>foreign</title><link rel="stylesheet" href="loud.css">
 {head}</head><body><main><h1>A page</h1><a href="#">first</a>{body}</main></body></html>"""
 
@@ -138,12 +138,13 @@ def test_an_element_of_one_s_own_is_a_box_where_it_stands(visit):
 
 
 def test_attributes_theme_it_and_no_more_than_that(visit):
-    page = visit('data-theme="dark" data-accent="#ffe066" data-radius="4px" data-position="left"')
+    page = visit('data-theme="dark" data-accent="#ffe066" data-radius="4px" data-position="left" data-font="inherit"')
     launcher = page.get_by_role("button", name="Chat")
     style = "(element, name) => getComputedStyle(element).getPropertyValue(name)"
     assert launcher.evaluate(style, "background-color") == "rgb(255, 224, 102)"
     assert launcher.evaluate(style, "color") == "rgb(0, 0, 0)"
     assert launcher.bounding_box()["x"] < 100
+    assert page.locator(".frame").evaluate(style, "font-family") == "Papyrus"
     change = "(value) => { document.querySelector('slm-chat').dataset.accent = value; }"
     page.evaluate(change, "darkgreen")
     assert launcher.evaluate(style, "color") == "rgb(255, 255, 255)"

@@ -55,8 +55,9 @@ export function conversations({ store, current, open }) {
       fresh.children[1].focus();
     };
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.isComposing) done(field.value.trim());
-      if (event.key === "Escape") { event.preventDefault(); done(""); } // and the drawer stays open
+      if (event.isComposing || (event.key !== "Enter" && event.key !== "Escape")) return;
+      event.preventDefault(); // neither closes the drawer nor presses the button that has the focus next
+      done(event.key === "Enter" ? field.value.trim() : "");
     });
     queueMicrotask(() => { field.focus(); field.select(); }); // it is in the page by then
     return h("div", { class: "row rename" }, field, h("button", { type: "button", class: "quiet", onclick: () => done(field.value.trim()) }, "Rename"));

@@ -45,12 +45,14 @@ class SlmChat extends HTMLElement {
     };
     const colour = set("--accent", accent, "color");
     set("--on-accent", colour && inkOn(colour), "color");
-    set("--font", font, "font-family");
+    const page = this.isConnected && font === "inherit" ? getComputedStyle(this.parentElement).fontFamily : font;
+    set("--font", page, "font-family");
     set("--radius", radius, "border-radius");
   }
 
   async connectedCallback() {
     if (this.shadowRoot) return;
+    this.attributeChangedCallback(); // the font of the page is known by now
     const shadow = this.attachShadow({ mode: "open" });
     const root = h("div", { class: "frame" });
     try {
