@@ -30,9 +30,19 @@ ROOM = 64
 @click.option("--max-tokens", default=256, show_default=True, help="Longest reply.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
+@options.quantize
+@options.engine
 @options.device
 def command(
-    model: Path, system: str | None, max_tokens: int, seed: int, raw: bool, device: str, **sampling: Any
+    model: Path,
+    system: str | None,
+    max_tokens: int,
+    seed: int,
+    raw: bool,
+    device: str,
+    quantize: str | None,
+    engine: str,
+    **sampling: Any,
 ) -> None:
     """Talk to MODEL in the terminal: /reset /system /save /exit.
 
@@ -44,7 +54,7 @@ def command(
     from slm_fn.pipeline.model import load
     from slm_fn.text.chat import Message
 
-    loaded = load(model, device, raw)
+    loaded = load(model, device, raw, quantize=quantize, decode=engine)
     config, constraint = options.sampled(loaded, sampling)
     write = partial(talk.write, loaded, config=config, max_tokens=max_tokens, constraint=constraint)
     messages = [Message("system", system)] if system else []

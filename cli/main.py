@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": ("chat", "Talk to a model in the terminal."),
     "serve": ("serve", "Serve a model and its chat page."),
     "keys": ("keys", "API keys of the server: add, list, remove."),
+    "quantize": ("quantize", "A model with its matrices in 8 or 4 bits."),
     "bench": ("bench", "Measure speed on this machine."),
     "runs": ("runs", "A table of training runs."),
 }

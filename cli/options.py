@@ -16,6 +16,16 @@ device = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+quantize = click.option(
+    "--quantize", type=click.Choice(["int8", "int4"]), help="Load the weights in so few bits: smaller, faster on CPUs."
+)
+engine = click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "native", "eager"]),
+    help="Of decoding: native is compiled C++, for CPUs.",
+)
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="PATH.TO.KEY=VALUE", help="Override a value of the config."
 )

@@ -25,6 +25,8 @@ from slm_fn.cli import options
 @click.option("--stream", is_flag=True, help="Print as it is written.")
 @click.option("--speculate", metavar="ngram|MODEL", help="Who guesses ahead: n-grams, or a smaller model's folder.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
+@options.quantize
+@options.engine
 @options.device
 @options.as_json
 def command(
@@ -39,6 +41,8 @@ def command(
     speculate: str | None,
     raw: bool,
     device: str,
+    quantize: str | None,
+    engine: str,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -56,7 +60,7 @@ def command(
 
     if num < 1 or max_tokens < 1:
         raise click.UsageError("--num and --max-tokens must be at least 1")
-    loaded = models.load(model, device, raw)
+    loaded = models.load(model, device, raw, quantize=quantize, decode=engine)
     if greedy:
         sampling["temperature"] = 0.0
     config, constraint = options.sampled(loaded, sampling)

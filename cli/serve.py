@@ -41,6 +41,8 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 @click.option("--log/--no-log", "logs", default=False, help="A line of JSON per request on standard error.")
 @click.option("--log-text", is_flag=True, help="Put what people write into these lines.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
+@options.quantize
+@options.engine
 @options.device
 def command(
     model: Path,
@@ -51,6 +53,8 @@ def command(
     logs: bool,
     raw: bool,
     device: str,
+    quantize: str | None,
+    engine: str,
     **settings: Any,
 ) -> None:
     """Serve MODEL: a chat page at /, OpenAI's protocol under /v1.
@@ -75,7 +79,7 @@ def command(
     )
     if logs or config.log_text:
         _log_to_stderr()
-    app = create_app(load(model, device, raw), config)
+    app = create_app(load(model, device, raw, quantize=quantize, decode=engine), config)
     listener = listen.listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"chat at http://{shown}:{listener.getsockname()[1]}/   (Ctrl+C stops)")

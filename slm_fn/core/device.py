@@ -150,21 +150,6 @@ def has_int8_kernel(x: Tensor, num_rows: int) -> bool:
     return not _is_mapped(x)
 
 
-def has_int4_kernel(device: torch.device, dtype: torch.dtype, num_outputs: int, group: int) -> bool:
-    """Whether INT4 weights of such a shape can be laid out for a kernel."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and num_outputs % 16 == 0 and group in (32, 64, 128, 256)
-
-
-def has_packed_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights can be laid out once for all products: oneDNN else does it anew at each, for half the time."""
-    return (
-        device.type == "cpu"
-        and dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and precision(device) == torch.bfloat16
-    )
-
-
 def _is_mapped(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 

@@ -5,11 +5,11 @@ beside it, whenever it joined, and whether its prefix was known.
 
 How that holds. A prompt is read alone, in chunks counted from its beginning, so its numbers see no other row; a known
 chunk is a copy of what reading made. In a decoding step each kernel must treat a row the same among any others.
-Measured with PyTorch 2.13 on x86, 1 and 2 threads: MKL's float32 products do where rows come in multiples of 4;
-oneDNN's bfloat16 products, packed or not, do from 3 rows on; INT8's and INT4's do for any number up to
+The native step (`fast`) does. Else, measured with PyTorch 2.13 on x86, 1 and 2 threads: MKL's float32 products do
+where rows come in multiples of 4; oneDNN's bfloat16 products do from 3 rows on; INT8's do for any number up to
 `device.FEW_ROWS`; softmax and weighted sums over keys do where keys come in multiples of 16. So rows are padded to
-multiples of 4 (of 1 where all matrices are quantised) and keys to multiples of 64. With other kernels, as on a GPU,
-whose products are chosen by the number of rows, the law holds up to rounding.
+multiples of 4 (of 1 where the step is native) and keys to multiples of 64. With other kernels, as on a GPU, whose
+products are chosen by the number of rows, the law holds up to rounding.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from torch import Tensor
 
 from slm_fn.core import random
 from slm_fn.core.types import Apply, Params
-from slm_fn.infer import constrain, prefix, sample
+from slm_fn.infer import constrain, fast, prefix, sample
 from slm_fn.infer import state as states
 from slm_fn.infer.filters import Said
 from slm_fn.infer.prefix import Prefix
 from slm_fn.infer.request import Finish, Logprob, Prompt, Request, Token, check_request, tell
 from slm_fn.infer.state import EngineState, Row, up
-from slm_fn.lift import layout
 from slm_fn.lift.quant import Quant
 from slm_fn.nn import cache as kv
 from slm_fn.nn import ops
@@ -102,7 +101,7 @@ def make(
         logits, _ = apply(params, tokens[:, None], past)
         return slots, {"logits": logits[:, -1].float()}
 
-    rows, embed = 1 if layout.rows_are_alike(params) else ROWS, params.get("embed")
+    rows, embed = 1 if fast.rows_are_alike(apply) else ROWS, params.get("embed")
     vocab_size = None if embed is None else (embed.q if isinstance(embed, Quant) else embed).shape[0]
     return Engine(apply, init_cache, params, config, lift(decode), rows, vocab_size)
 

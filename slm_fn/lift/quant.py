@@ -29,22 +29,25 @@ class QuantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: int = 32
 
 
+NAMED = {"int8": QuantConfig(bits=8), "int4": QuantConfig(bits=4)}
+
+
 class Quant(NamedTuple):
     """INT8 with a scale per output channel: the weight is `q * scale[:, None]`."""
 
     q: Tensor  # (..., O, I) int8, -127 to 127
-    scale: Tensor  # (..., O)
+    scale: Tensor  # (..., O) bfloat16
 
 
 class Quant4(NamedTuple):
     """INT4 in groups along the inputs: a number n of 0 to 15 is the weight `(n - 8) * scale + zero` of its group.
 
-    Two numbers share a byte, the one of the even column in the low half.
+    Two numbers share a byte: the first half of a group lies in the low halves of its bytes, the second in the high.
     """
 
     q: Tensor  # (..., O, I / 2) uint8
-    scale: Tensor  # (..., O, I / G)
-    zero: Tensor  # (..., O, I / G)
+    scale: Tensor  # (..., O, I / G) bfloat16
+    zero: Tensor  # (..., O, I / G) bfloat16
 
 
 def quantize(params: Params, config: QuantConfig, where: Where) -> Params:
@@ -98,11 +101,11 @@ def dense(leaf: Quant | Quant4, dtype: torch.dtype = torch.float32) -> Float[Ten
 def to_int8(weight: Float[Tensor, "... O I"]) -> Quant:
     """The nearest of 255 even steps in each row: no number is off by more than half a step, its row's `scale`.
 
-    Scales are numbers that bfloat16 holds, so that casting a model to it changes none of its weights.
+    Scales are bfloat16 whatever the weight is, so that casting a model changes none of what was stored.
     """
     weight = weight.float()
     scale = _in_bfloat16(weight.abs().amax(-1) / 127)
-    q = (weight / scale[..., None]).round().clamp(-127, 127).to(torch.int8)
+    q = (weight / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
     return Quant(q, scale)
 
 
@@ -111,21 +114,21 @@ def to_int4(weight: Float[Tensor, "... O I"], group: int) -> Quant4:
     groups = weight.float().unflatten(-1, (-1, group))
     low, high = groups.amin(-1), groups.amax(-1)
     scale = _in_bfloat16((high - low) / 15)
-    zero = (low + 8 * scale).bfloat16().float()
-    n = ((groups - zero[..., None]) / scale[..., None]).round().clamp(-8, 7) + 8
-    even, odd = n.to(torch.uint8).flatten(-2).unflatten(-1, (-1, 2)).unbind(-1)
-    return Quant4(even | odd << 4, scale, zero)
+    zero = (low + 8 * scale.float()).bfloat16()
+    n = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round().clamp(-8, 7) + 8
+    first, second = n.to(torch.uint8).chunk(2, -1)
+    return Quant4((first | second << 4).flatten(-2), scale, zero)
 
 
 def _in_bfloat16(scale: Tensor) -> Tensor:
-    """The next number up that bfloat16 holds, so that the largest weight still fits; 1 where all weights are zero."""
-    up = (scale * (1 + 2**-8)).bfloat16().float()
-    return torch.where(scale > 0, up, 1.0)
+    """The next number up, so that the largest weight still fits; 1 where all weights are zero."""
+    return torch.where(scale > 0, scale * (1 + 2**-8), 1.0).bfloat16()
 
 
 def numbers(leaf: Quant4) -> UInt8[Tensor, "... O I"]:
     """The numbers of 0 to 15, one a byte."""
-    return torch.stack([leaf.q & 15, leaf.q >> 4], -1).flatten(-2)
+    bytes_of_groups = leaf.q.unflatten(-1, (leaf.scale.shape[-1], -1))
+    return torch.cat([bytes_of_groups & 15, bytes_of_groups >> 4], -1).flatten(-2)
 
 
 @ops.linear.register
@@ -145,7 +148,7 @@ def _int4(weight: Quant4, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
 
 @ops.embed.register
 def _embed_int8(weight: Quant, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    return F.embedding(tokens, weight.q).to(weight.scale.dtype) * weight.scale[tokens][..., None]
+    return F.embedding(tokens, weight.q).float() * weight.scale[tokens][..., None].float()
 
 
 for _kind in (Quant, Quant4):

@@ -32,11 +32,7 @@ def gated(params: dict[str, Any], x: Float[Tensor, "B T D"], f: Activation) -> F
 
     References: arXiv 2002.05202.
     """
-    if "gate_up" in params:
-        gate, up = affine(params, "gate_up", x).chunk(2, -1)
-    else:
-        gate, up = affine(params, "gate", x), affine(params, "up", x)
-    return affine(params, "down", f(gate) * up)
+    return affine(params, "down", f(affine(params, "gate", x)) * affine(params, "up", x))
 
 
 def relu2(x: Tensor) -> Tensor:

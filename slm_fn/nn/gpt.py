@@ -101,7 +101,6 @@ def apply(
     """Tokens to logits (B, T, V), or to whatever `head(weight, hidden_BTD)` makes of the last hidden states.
 
     Args:
-        params: as `init` makes them, or as `lift.layout` lays them out: layer by layer, products joined.
         past: keys and values of what came before (`Slots` are written over); the tokens continue each row at its own
             length. How full it is is not looked at (that would stall a GPU): the caller does, with `cache.check_room`.
         noise: a number per row (`random.row_noise`). Given, the model trains: it drops what the config says. Absent,
@@ -128,14 +127,13 @@ def apply(
     since = None if segments is None else attention.segment_starts(segments)
     turns = places if since is None else places - since
     noises = _per_layer(config, noise)
-    x = _enter(config, params, tokens, turns, noises[0])
+    x = _dropped(config, enter(config, params, tokens, turns), noises[0], _ATTN)
     chosen = attention.choose(backend, x, config.attn_softcap)
     bias = _bias(config, chosen, places, past, since, x.dtype)
     table = _table(config, turns, x.dtype)
     run = lift_block(partial(block, config, chosen, cache.writer(past)))
     written = []
-    blocks = params["blocks"]
-    for i, layer in enumerate(tree.unstack(blocks) if isinstance(blocks, dict) else blocks):
+    for i, layer in enumerate(tree.unstack(params["blocks"])):
         kv = None if past is None else (past.k[i], past.v[i], places)
         x, kv, route = run(layer, x, table, bias, kv, noises[i + 1], _tap_of(i, tap))
         if route is not None:
@@ -144,7 +142,7 @@ def apply(
             written.append(kv)
     x = tap("final", _norm(config, params, "norm", x))
     softcap = {"softcap": config.logit_softcap} if config.logit_softcap else {}
-    out = head(params["head"] if "head" in params else params["embed"], x, **softcap)
+    out = head(params["embed" if config.tied else "head"], x, **softcap)
     return out, None if past is None else cache.grown(past, written, tokens.shape[1])
 
 
@@ -179,11 +177,8 @@ def project(
     config: ModelConfig, params: Params, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor] | None
 ) -> tuple[Float[Tensor, "B T H C"], Float[Tensor, "B T K C"], Float[Tensor, "B T K C"]]:
     """Queries, keys, values by head; queries and keys normed (`qk_norm`, arXiv 2302.05442) and rotated."""
-    C, H, K = config.head_dim, config.num_heads, config.num_kv_heads
-    if "qkv" in params:
-        q, k, v = affine(params, "qkv", x).unflatten(-1, (-1, C)).split([H, K, K], -2)
-    else:
-        q, k, v = (affine(params, name, x).unflatten(-1, (-1, C)) for name in ("q", "k", "v"))
+    C = config.head_dim
+    q, k, v = (affine(params, name, x).unflatten(-1, (-1, C)) for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = rms_norm(params["q_norm"], q, config.norm_eps), rms_norm(params["k_norm"], k, config.norm_eps)
     return (q, k, v) if table is None else (positions.rotate(q, table), positions.rotate(k, table), v)
@@ -211,11 +206,12 @@ def _per_layer(config: ModelConfig, noise: Tensor | None) -> Sequence[Tensor | N
     return random.fold(noise[:, None], torch.arange(config.num_layers + 1, device=noise.device)).unbind(1)
 
 
-def _enter(config: ModelConfig, params: Params, tokens: Tensor, turns: Tensor, noise: Tensor | None) -> Tensor:
+def enter(
+    config: ModelConfig, params: Params, tokens: Int[Tensor, "B T"], turns: Int[Tensor, "#B T"]
+) -> Float[Tensor, "B T D"]:
+    """What the first block sees: the tokens' embeddings, and those of their places where they were learned."""
     x = embed(params["embed"], tokens).to(params["norm"].dtype)
-    if config.positions == "learned":
-        x = x + embed(params["positions"], turns).to(x.dtype)
-    return _dropped(config, x, noise, _ATTN)
+    return x + embed(params["positions"], turns).to(x.dtype) if config.positions == "learned" else x
 
 
 def _bias(

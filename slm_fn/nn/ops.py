@@ -45,8 +45,12 @@ def affine(params: dict[str, Any], name: str, x: Tensor) -> Tensor:
 
 def logits(weight: Any, hidden: Tensor, softcap: float = 0.0) -> Tensor:
     """The head that makes logits, bent to `softcap * tanh(logits / softcap)` where a cap is set (arXiv 2408.00118)."""
-    out = linear(weight, hidden)
-    return softcap * torch.tanh(out / softcap) if softcap else out
+    return capped(linear(weight, hidden), softcap)
+
+
+def capped(x: Tensor, softcap: float) -> Tensor:
+    """`softcap * tanh(x / softcap)`; 0 is no cap."""
+    return softcap * torch.tanh(x / softcap) if softcap else x
 
 
 @singledispatch

@@ -64,8 +64,8 @@ def find(path: Path | str) -> Found:
         place = path if (path / TOKENIZER).is_file() else models.locate(path)
         tokenizer = Tokenizer.load(place / TOKENIZER)
         if (place / GENERATION).is_file():
-            context = models.decode(place / CONFIG, Description).model.context
-            return Found(tokenizer, models.decode(place / GENERATION, Generation).template, context)
+            context = models.read(place / CONFIG, Description).model.context
+            return Found(tokenizer, models.read(place / GENERATION, Generation).template, context)
     template = ChatTemplate()
     has_roles = tokenizer.specials.keys() >= set(msgspec.structs.astuple(template))
     return Found(tokenizer, template if has_roles else None)

@@ -16,7 +16,11 @@ import torch
 from slm_fn.core import device as devices
 from slm_fn.core import tree
 from slm_fn.core.types import Apply, Params
+from slm_fn.infer import fast
+from slm_fn.infer.fast import Decoder
 from slm_fn.infer.sample import SampleConfig
+from slm_fn.lift import quant
+from slm_fn.lift.quant import QuantConfig
 from slm_fn.nn import gpt
 from slm_fn.nn.cache import KVCache
 from slm_fn.nn.gpt import ModelConfig
@@ -37,26 +41,28 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`config.json`: the architecture, and which tokenizer it was trained with."""
+    """`config.json`: the architecture, which tokenizer it was trained with, and how its weights are quantised."""
 
     model: ModelConfig
     tokenizer_fingerprint: str
     format: str = "slm_fn"
     version: int = 1
+    quant: QuantConfig | None = None
 
 
 class Model(NamedTuple):
-    """A model folder in memory."""
+    """A model folder in memory; `decoder` is how its parameters are decoded with, where it was asked for."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
     generation: Generation
+    decoder: Decoder | None = None
 
     @property
     def apply(self) -> Apply:
         """The forward pass of this architecture; hand it `params`, tokens and a cache."""
-        return partial(gpt.apply, self.config)
+        return partial(gpt.apply, self.config) if self.decoder is None else self.decoder.apply
 
     @property
     def init_cache(self) -> Callable[[Params, int, int], KVCache]:
@@ -69,10 +75,12 @@ class Model(NamedTuple):
         return frozenset(self.tokenizer.special(name) for name in self.generation.stop)
 
 
-def describe(config: ModelConfig, tokenizer: Tokenizer, generation: Generation) -> dict[str, bytes]:
+def describe(
+    config: ModelConfig, tokenizer: Tokenizer, generation: Generation, how: QuantConfig | None = None
+) -> dict[str, bytes]:
     """The files that make a folder of weights a model folder."""
     return {
-        CONFIG: _json(Description(config, tokenizer.fingerprint)),
+        CONFIG: _json(Description(config, tokenizer.fingerprint, quant=how)),
         TOKENIZER: tokenizer.to_json().encode(),
         GENERATION: _json(generation),
     }
@@ -105,13 +113,20 @@ def locate(path: Path | str) -> Path:
 
 
 def load(
-    path: Path | str, device: torch.device | str = "cpu", raw: bool = False, dtype: torch.dtype | None = None
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    raw: bool = False,
+    dtype: torch.dtype | None = None,
+    quantize: QuantConfig | str | None = None,
+    decode: str | None = None,
 ) -> Model:
     """Read a model, a run or a checkpoint folder onto a device.
 
     Args:
         raw: the weights as trained, not their running average, where both are there.
         dtype: of the weights; None takes the one this device multiplies fastest. Training wants float32.
+        quantize: the matrices to few bits (`int8`, `int4`), unless the folder's are so already, in just that way.
+        decode: the engine of `apply` (`fast.choose`) for who generates; None is the plain one.
 
     Raises:
         FileNotFoundError, ValueError: one line that says what is missing, broken or does not belong.
@@ -119,20 +134,33 @@ def load(
     place = locate(path)
     if (place / checkpoint.STATE).is_file():
         checkpoint.check(place)
-    told = decode(place / CONFIG, Description)
+    told = read(place / CONFIG, Description)
     tokenizer = Tokenizer.load(place / TOKENIZER)
     if tokenizer.fingerprint != told.tokenizer_fingerprint:
         raise ValueError(
             f"{place / TOKENIZER}: not the tokenizer this model was trained with; restore the original file"
         )
-    like = gpt.init(gpt.check(told.model), key=0)
-    params = checkpoint.load_weights(place, like, raw)
+    quantize = quant.NAMED[quantize] if isinstance(quantize, str) else quantize
+    if quantize is not None and told.quant not in (None, quantize):
+        raise ValueError(f"{place}: the weights have {told.quant.bits} bits already; take the original for others")
+    params = checkpoint.load_weights(place, _like(gpt.check(told.model), told.quant), raw)
+    if quantize is not None and told.quant is None:
+        params = quant.quantize(params, quantize, gpt.matrices(told.model).__contains__)
     target = devices.resolve(device) if isinstance(device, str) else device
     params = tree.to_device(tree.cast(params, dtype or devices.precision(target)), target)
-    return Model(told.model, params, tokenizer, decode(place / GENERATION, Generation))
+    decoder = None if decode is None else fast.choose(told.model, params, decode)
+    return Model(told.model, params, tokenizer, read(place / GENERATION, Generation), decoder)
 
 
-def decode(path: Path, kind: type[T]) -> T:
+def _like(config: ModelConfig, how: QuantConfig | None) -> Params:
+    """Parameters of the right shapes and dtypes, with no numbers in them yet."""
+    like = tree.update_in(gpt.spec(config), lambda _, weight: torch.empty(weight.shape, device="meta"))
+    if how is not None:
+        like = quant.quantize(like, how, gpt.matrices(config).__contains__)
+    return tree.map(lambda x: torch.empty_like(x, device="cpu"), like)
+
+
+def read(path: Path, kind: type[T]) -> T:
     """Read one of a model folder's JSON files.
 
     Raises:

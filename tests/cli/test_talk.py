@@ -42,7 +42,7 @@ def folder(tmp_path_factory, rough):
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return models.load(folder, "cpu")
+    return models.load(folder, "cpu", decode="auto")
 
 
 def run(command, *args, typed=None):

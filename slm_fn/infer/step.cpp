@@ -1,0 +1,389 @@
+// One decoding step of a decoder on a CPU: every layer and the head for a few rows, a token each, in one call.
+//
+// A row's sums are taken in one order, whatever the number of rows and threads: its result is its own, bit for bit.
+// Weights are read as they lie, in float32, bfloat16, INT8 or INT4; everything else is float32.
+
+#include <omp.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef uint16_t U16 __attribute__((vector_size(32)));
+typedef int8_t I8 __attribute__((vector_size(16)));
+typedef uint8_t U8 __attribute__((vector_size(16)));
+constexpr int W = 16;  // lanes
+
+enum Kind { F32, BF16, INT8, INT4 };
+
+struct Matrix {  // (L, outputs, inputs), stacked
+  const uint8_t* data;
+  const float* scale;
+  const float* zero;
+  int64_t kind, group, outputs, inputs;
+};
+
+struct Model {
+  int64_t layers, dim, heads, kv_heads, channels, hidden, activation, layer_norm, window, cache_kind;
+  double eps, scale, softcap;
+  Matrix q, k, v, o, gate, up, down, head;
+  const float *attn_norm, *attn_norm_bias, *ffn_norm, *ffn_norm_bias, *norm, *norm_bias;
+  const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias, *q_norm, *k_norm, *slopes;
+};
+
+struct Call {
+  int64_t rows, threads, stride_layer, stride_row, stride_place;
+  float* x;              // (rows, dim): the embedded tokens; behind the call, what the head sees
+  const float *cos, *sin;  // (rows, channels / 2), or null
+  const int64_t* lengths;  // (rows)
+  uint8_t *k, *v;
+  float* logits;  // (rows, outputs of the head), or null
+};
+
+template <class T>
+static inline T load(const void* at) {
+  T out;
+  std::memcpy(&out, at, sizeof(T));
+  return out;
+}
+static inline void store(float* at, V x) { std::memcpy(at, &x, sizeof(V)); }
+
+// Compilers make these of `__builtin_convertvector` number by number, so x86 is told the instruction.
+#if defined(__AVX512F__)
+static inline I32 widen8(I8 x) { return (I32)_mm512_cvtepi8_epi32((__m128i)x); }
+static inline I32 widen8(U8 x) { return (I32)_mm512_cvtepu8_epi32((__m128i)x); }
+static inline V wide(U16 x) { return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16); }
+#else
+static inline I32 widen8(I8 x) { return __builtin_convertvector(x, I32); }
+static inline I32 widen8(U8 x) { return __builtin_convertvector(x, I32); }
+static inline V wide(U16 x) { return (V)(__builtin_convertvector(x, U32) << 16); }
+#endif
+
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+static inline float total(V x) {
+  V8 halves[2];
+  std::memcpy(halves, &x, sizeof(V));
+  const V8 eight = halves[0] + halves[1];
+  V4 quarters[2];
+  std::memcpy(quarters, &eight, sizeof(V8));
+  const V4 four = quarters[0] + quarters[1];
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+struct ReadF32 {
+  static constexpr int per_line = 1;  // vectors of weights in a cache line
+  static int64_t size(int64_t n) { return 4 * n; }
+  const float* at;
+  ReadF32(const Matrix& m, int64_t row) : at((const float*)m.data + row * m.inputs) {}
+  V operator()(int64_t i) const { return load<V>(at + i); }
+  float finish(float sum) const { return sum; }
+};
+struct ReadBF16 {
+  static constexpr int per_line = 2;
+  static int64_t size(int64_t n) { return 2 * n; }
+  const uint16_t* at;
+  ReadBF16(const Matrix& m, int64_t row) : at((const uint16_t*)m.data + row * m.inputs) {}
+  V operator()(int64_t i) const { return wide(load<U16>(at + i)); }
+  float finish(float sum) const { return sum; }
+};
+struct ReadInt8 {
+  static constexpr int per_line = 4;
+  static int64_t size(int64_t n) { return n; }
+  const int8_t* at;
+  float scale;
+  ReadInt8(const Matrix& m, int64_t row) : at((const int8_t*)m.data + row * m.inputs), scale(m.scale[row]) {}
+  V operator()(int64_t i) const { return __builtin_convertvector(widen8(load<I8>(at + i)), V); }
+  float finish(float sum) const { return sum * scale; }
+};
+struct ReadInt4 {  // a group's first half lies in the low halves of its bytes
+  static constexpr int per_line = 8;
+  static int64_t size(int64_t n) { return n / 2; }
+  const uint8_t* at;
+  const float *scale, *zero;
+  int64_t half;
+  int shift;
+  ReadInt4(const Matrix& m, int64_t row)
+      : at(m.data + row * m.inputs / 2),
+        scale(m.scale + row * (m.inputs / m.group)),
+        zero(m.zero + row * (m.inputs / m.group)),
+        half(m.group / 2),
+        shift(__builtin_ctzll(m.group)) {}  // groups are powers of two
+  V operator()(int64_t i) const {
+    const int64_t g = i >> shift;
+    const I32 both = widen8(load<U8>(at + g * half + (i & (half - 1))));
+    const I32 n = ((both >> (i & half ? 4 : 0)) & 15) - 8;
+    return __builtin_convertvector(n, V) * scale[g] + zero[g];
+  }
+  float finish(float sum) const { return sum; }
+};
+
+// y[r][o] = x[r] . weight[o] for N outputs and R rows.
+template <class Read, int N, int R>
+static inline void tile(const Matrix& m, int64_t first, int64_t o, const float* x, int64_t step_x, float* y,
+                        int64_t step_y) {
+  V sums[N][R] = {};
+  const Read read[4] = {{m, first + o}, {m, first + o + (N > 1)}, {m, first + o + 2 * (N > 2)}, {m, first + o + 3 * (N > 3)}};
+  const int64_t ahead = N * Read::size(m.inputs);  // the next strip, which lies behind this one
+  for (int64_t i = 0; i < m.inputs; i += W) {
+    V xs[R];
+    for (int r = 0; r < R; r++) xs[r] = load<V>(x + r * step_x + i);
+    for (int n = 0; n < N; n++) {
+      const V w = read[n](i);
+      if (i % (W * Read::per_line) == 0) __builtin_prefetch((const uint8_t*)read[n].at + Read::size(i) + ahead);
+      for (int r = 0; r < R; r++) sums[n][r] += w * xs[r];
+    }
+  }
+  for (int n = 0; n < N; n++)
+    for (int r = 0; r < R; r++) y[r * step_y + o + n] = read[n].finish(total(sums[n][r]));
+}
+
+template <class Read, int N>
+static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows, const float* x, float* y) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) tile<Read, N, 4>(m, first, o, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
+  for (; r < rows; r++) tile<Read, N, 1>(m, first, o, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
+}
+
+template <class Read>
+static void multiply(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, int64_t begin, int64_t end) {
+  const int64_t first = layer * m.outputs;
+  int64_t o = begin;
+  for (; o + 4 <= end; o += 4) strip<Read, 4>(m, first, o, rows, x, y);
+  for (; o < end; o++) strip<Read, 1>(m, first, o, rows, x, y);
+}
+
+struct Share {
+  int64_t begin, end;
+};
+// Whole vectors, so that which numbers are done one by one does not depend on the number of threads.
+static Share share(int64_t count, int64_t thread, int64_t threads, int64_t unit = W) {
+  const int64_t units = (count + unit - 1) / unit;
+  return {std::min(count, units * thread / threads * unit), std::min(count, units * (thread + 1) / threads * unit)};
+}
+
+// The thread's outputs of x @ weight.T + bias; x (rows, inputs), y (rows, outputs).
+static void linear(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, const float* bias, Share s) {
+  if (m.kind == F32) multiply<ReadF32>(m, layer, rows, x, y, s.begin, s.end);
+  if (m.kind == BF16) multiply<ReadBF16>(m, layer, rows, x, y, s.begin, s.end);
+  if (m.kind == INT8) multiply<ReadInt8>(m, layer, rows, x, y, s.begin, s.end);
+  if (m.kind == INT4) multiply<ReadInt4>(m, layer, rows, x, y, s.begin, s.end);
+  if (bias)
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t o = s.begin; o < s.end; o++) y[r * m.outputs + o] += bias[layer * m.outputs + o];
+}
+
+static void norm(const float* x, float* y, int64_t n, const float* gain, const float* bias, bool centred, float eps) {
+  float mean = 0, square = 0;
+  if (centred) {
+    for (int64_t i = 0; i < n; i++) mean += x[i];
+    mean /= n;
+  }
+  if (n % W == 0) {
+    V sums = {};
+    for (int64_t i = 0; i < n; i += W) {
+      const V d = load<V>(x + i) - mean;
+      sums += d * d;
+    }
+    square = total(sums);
+  } else {
+    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+  }
+  const float by = 1 / std::sqrt(square / n + eps);
+  for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * by * gain[i] + (bias ? bias[i] : 0.f);
+}
+
+static inline V exponential(V x) {  // to 2 units in the last place; below -87 it is about 1e-38
+  x = x < -87.f ? V{} - 87.f : x;
+  x = x > 88.f ? V{} + 88.f : x;
+  const V n = (x * 1.44269504f + 12582912.f) - 12582912.f;
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = V{} + 1.9875691500e-4f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+  return (p * r * r + r + 1.f) * (V)((__builtin_convertvector(n, I32) + 127) << 23);
+}
+
+enum Activation { SILU, GELU, RELU2 };
+static void activate(int64_t kind, float* x, int64_t n) {
+  int64_t i = 0;
+  if (kind == SILU)
+    for (; i + W <= n; i += W) {
+      const V v = load<V>(x + i);
+      store(x + i, v / (1.f + exponential(-v)));
+    }
+  for (; i < n; i++) {
+    if (kind == SILU) x[i] = x[i] / (1 + std::exp(-x[i]));
+    if (kind == GELU) x[i] = x[i] * 0.5f * (1 + std::erf(x[i] * 0.70710678f));
+    if (kind == RELU2) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+  }
+}
+
+static void rotate(float* x, int64_t channels, const float* cos, const float* sin) {
+  for (int64_t i = 0, half = channels / 2; i < half; i++) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+static inline float widen(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  return load<float>(&bits);
+}
+static inline uint16_t narrow(float x) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+struct CacheF32 {
+  typedef float T;
+  static V many(const T* at) { return load<V>(at); }
+  static float one(T x) { return x; }
+  static T of(float x) { return x; }
+};
+struct CacheBF16 {
+  typedef uint16_t T;
+  static V many(const T* at) { return wide(load<U16>(at)); }
+  static float one(T x) { return widen(x); }
+  static T of(float x) { return narrow(x); }
+};
+
+// One query head of one row; the first of each group writes the new key and value. A head reads its own copy of these,
+// so that nobody waits for the writer.
+template <class Cache>
+static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t head, const float* q_in,
+                   const float* k_in, const float* v_in, float* y, float* scratch) {
+  typedef typename Cache::T T;
+  const int64_t C = m.channels, group = m.heads / m.kv_heads, kv = head / group, length = c.lengths[row];
+  const int64_t from = m.window ? std::max<int64_t>(0, length - m.window + 1) : 0;
+  float *q = scratch, *k = q + C, *scores = k + C;
+  std::copy(q_in, q_in + C, q);
+  std::copy(k_in, k_in + C, k);
+  if (m.q_norm) {
+    norm(q, q, C, m.q_norm + layer * C, nullptr, false, m.eps);
+    norm(k, k, C, m.k_norm + layer * C, nullptr, false, m.eps);
+  }
+  if (c.cos) {
+    rotate(q, C, c.cos + row * C / 2, c.sin + row * C / 2);
+    rotate(k, C, c.cos + row * C / 2, c.sin + row * C / 2);
+  }
+  for (int64_t i = 0; i < C; i++) q[i] *= (float)m.scale;
+  T* keys = (T*)c.k + layer * c.stride_layer + row * c.stride_row + kv * C;
+  T* values = (T*)c.v + layer * c.stride_layer + row * c.stride_row + kv * C;
+  T k_new[1024], v_new[1024];
+  for (int64_t i = 0; i < C; i++) k_new[i] = Cache::of(k[i]), v_new[i] = Cache::of(v_in[i]);
+  if (head % group == 0) {
+    std::copy(k_new, k_new + C, keys + length * c.stride_place);
+    std::copy(v_new, v_new + C, values + length * c.stride_place);
+  }
+  float most = -INFINITY;
+  for (int64_t p = from; p <= length; p++) {
+    const T* at = p == length ? k_new : keys + p * c.stride_place;
+    float s = 0;
+    if (C % W == 0) {
+      V sums = {};
+      for (int64_t i = 0; i < C; i += W) sums += Cache::many(at + i) * load<V>(q + i);
+      s = total(sums);
+    } else {
+      for (int64_t i = 0; i < C; i++) s += Cache::one(at[i]) * q[i];
+    }
+    if (m.softcap) s = (float)m.softcap * std::tanh(s / (float)m.softcap);
+    if (m.slopes) s -= m.slopes[head] * (float)(length - p);
+    scores[p - from] = s;
+    most = std::max(most, s);
+  }
+  const int64_t num = length - from + 1;
+  for (int64_t p = num; p % W; p++) scores[p] = -INFINITY;
+  V sums = {};
+  for (int64_t p = 0; p < num; p += W) {
+    V e = exponential(load<V>(scores + p) - most);
+    for (int64_t i = num - p; i < W; i++) e[i] = 0;
+    store(scores + p, e);
+    sums += e;
+  }
+  const float by = 1 / total(sums);
+  std::fill(y, y + C, 0.f);
+  for (int64_t p = 0; p < num; p++) {
+    const T* at = p + from == length ? v_new : values + (p + from) * c.stride_place;
+    const float s = scores[p] * by;
+    int64_t i = 0;
+    for (; i + W <= C; i += W) store(y + i, load<V>(y + i) + Cache::many(at + i) * s);
+    for (; i < C; i++) y[i] += Cache::one(at[i]) * s;
+  }
+}
+
+static void add(float* x, const float* y, int64_t rows, int64_t n, Share s) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = s.begin; i < s.end; i++) x[r * n + i] += y[r * n + i];
+}
+
+extern "C" void step(const Model* model, const Call* call) {
+  const Model& m = *model;
+  const Call& c = *call;
+  const int64_t B = c.rows, D = m.dim, C = m.channels, H = m.heads, K = m.kv_heads, F = m.hidden;
+  int64_t longest = 0;
+  for (int64_t r = 0; r < B; r++) longest = std::max(longest, c.lengths[r] + 1);
+  // Every part begins where a vector may: a vector that lies across two cache lines costs two reads.
+  const auto whole = [](int64_t n) { return (n + W - 1) / W * W; };
+  const int64_t heads_size = B * H * C, kv_size = whole(B * K * C), own = whole(B * D + 2 * C + longest + W);
+  std::vector<float> memory(2 * heads_size + 2 * kv_size + 2 * B * F + B * D + c.threads * own + W);
+  float* q = (float*)(((uintptr_t)memory.data() + sizeof(V) - 1) / sizeof(V) * sizeof(V));
+  float *y = q + heads_size, *k = y + heads_size, *v = k + kv_size, *up = v + kv_size;
+  float *gate = up + B * F, *out = gate + B * F, *owned = out + B * D;
+#pragma omp parallel num_threads(c.threads)
+  {
+    const int64_t t = omp_get_thread_num(), T = omp_get_num_threads();
+    float *x = owned + t * own, *scratch = x + B * D;
+    auto normed = [&](const float* gain, const float* bias, int64_t layer) {
+      for (int64_t r = 0; r < B; r++)
+        norm(c.x + r * D, x + r * D, D, gain + layer * D, bias ? bias + layer * D : nullptr, m.layer_norm, m.eps);
+    };
+    for (int64_t l = 0; l < m.layers; l++) {
+      normed(m.attn_norm, m.attn_norm_bias, l);
+      linear(m.q, l, B, x, q, m.q_bias, share(H * C, t, T));
+      linear(m.k, l, B, x, k, m.k_bias, share(K * C, t, T));
+      linear(m.v, l, B, x, v, m.v_bias, share(K * C, t, T));
+#pragma omp barrier
+      const Share heads = share(B * H, t, T, 1);
+      for (int64_t i = heads.begin; i < heads.end; i++) {
+        const int64_t row = i / H, head = i % H, kv = row * K + head / (H / K);
+        (m.cache_kind == BF16 ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, row, head, q + i * C, k + kv * C,
+                                                                    v + kv * C, y + i * C, scratch);
+      }
+#pragma omp barrier
+      const Share dims = share(D, t, T), hidden = share(F, t, T);
+      linear(m.o, l, B, y, out, m.o_bias, dims);
+      add(c.x, out, B, D, dims);
+#pragma omp barrier
+      normed(m.ffn_norm, m.ffn_norm_bias, l);
+      linear(m.up, l, B, x, up, m.up_bias, hidden);
+      if (m.gate.data) linear(m.gate, l, B, x, gate, m.gate_bias, hidden);
+      for (int64_t r = 0; r < B; r++) {
+        float *u = up + r * F + hidden.begin, *g = gate + r * F + hidden.begin;
+        const int64_t n = hidden.end - hidden.begin;
+        activate(m.activation, m.gate.data ? g : u, n);
+        if (m.gate.data)
+          for (int64_t i = 0; i < n; i++) u[i] *= g[i];
+      }
+#pragma omp barrier
+      linear(m.down, l, B, up, out, m.down_bias, dims);
+      add(c.x, out, B, D, dims);
+#pragma omp barrier
+    }
+    normed(m.norm, m.norm_bias, 0);
+    if (c.logits) linear(m.head, 0, B, x, c.logits, nullptr, share(m.head.outputs, t, T));
+#pragma omp barrier
+    const Share rows = share(B * D, t, T);
+    std::copy(x + rows.begin, x + rows.end, c.x + rows.begin);
+  }
+}

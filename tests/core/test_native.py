@@ -1,0 +1,57 @@
+"""C++ from a file: compiled once, kept where nobody else can write, and a reason where it cannot be had."""
+
+import ctypes
+import os
+
+import pytest
+
+from slm_fn.core import native
+
+TWICE = '#include <omp.h>\nextern "C" int twice(int x) {\n#pragma omp parallel\n  {}\n  return 2 * x;\n}\n'
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "twice.cpp"
+    file.write_text(TWICE)
+    native.load.cache_clear()
+    yield file
+    native.load.cache_clear()
+
+
+def test_compiled_once_and_found_again(source, monkeypatch):
+    assert native.load(source).twice(21) == 42
+    assert len(list((source.parent / "cache" / "slm_fn").glob("*.so"))) == 1
+    native.load.cache_clear()
+    monkeypatch.setattr(native, "_compile", lambda *args, **kwargs: pytest.fail("compiled twice"))
+    assert native.load(source).twice(4) == 8
+    assert isinstance(native.load(source), ctypes.CDLL)
+
+
+def test_another_source_is_another_library(source):
+    assert native.load(source).twice(1) == 2
+    source.write_text(TWICE.replace("2 * x", "3 * x"))
+    native.load.cache_clear()
+    assert native.load(source).twice(1) == 3
+
+
+def test_what_does_not_compile_is_told(source):
+    source.write_text("this is no C++")
+    with pytest.raises(native.Unavailable, match=r"cannot compile twice\.cpp"):
+        native.load(source)
+
+
+def test_no_compiler_is_told(source, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(native.Unavailable, match="compiler"):
+        native.load(source)
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(source):
+    folder = source.parent / "cache" / "slm_fn"
+    folder.mkdir(parents=True)
+    os.chmod(folder, 0o777)
+    with pytest.raises(native.Unavailable, match="others may write"):
+        native.load(source)

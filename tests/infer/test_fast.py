@@ -1,0 +1,113 @@
+"""The native step: what the eager one gives, for every option; rows, keys and threads that change no bit; refusals."""
+
+import msgspec
+import pytest
+import torch
+
+from slm_fn.core import random, tree
+from slm_fn.infer import fast
+from slm_fn.lift import quant
+from slm_fn.lift.quant import QuantConfig
+from slm_fn.nn import cache, gpt
+
+SHAPES = {
+    "rope, qk_norm, swiglu": {},
+    "untied, no qk_norm": {"tied": False, "qk_norm": False, "rope_scaling": gpt.RopeScaling("yarn", 2.0)},
+    "layer norm, biases, gelu, learned": {"norm": "layer", "biases": "all", "ffn": "gelu", "positions": "learned"},
+    "alibi, geglu, window": {"positions": "alibi", "ffn": "geglu", "window": 5, "biases": "qkv"},
+    "caps, relu2, wide heads": {"attn_softcap": 2.0, "logit_softcap": 3.0, "ffn": "relu2", "num_heads": 2, "dim": 64},
+}
+
+
+def kinds(config, params):
+    where = gpt.matrices(config).__contains__
+    return {
+        "float32": params,
+        "bfloat16": tree.cast(params, torch.bfloat16),
+        "int8": quant.quantize(params, QuantConfig(bits=8), where),
+        "int4": quant.quantize(params, QuantConfig(bits=4), where),
+        "int8 bfloat16": tree.cast(quant.quantize(params, QuantConfig(bits=8), where), torch.bfloat16),
+    }
+
+
+def filled(config, params, rows, size):
+    """Slots with something in every place, so that what must not be read would be seen."""
+    like = gpt.init_cache(config, params, rows, size)
+    k, v = (random.normal(key, like.k.shape).to(like.k.dtype) for key in (1, 2))
+    return cache.Slots(k, v, torch.arange(rows) * 3 % 11)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gives_what_apply_gives(config, rough, gap, shape):
+    config = gpt.check(msgspec.structs.replace(config, **SHAPES[shape]))
+    tokens = torch.tensor([[3], [60], [7], [9], [11]])
+    for name, params in kinds(config, rough(config)).items():
+        apply = fast.choose(config, params, "native").apply
+        ours, theirs = (filled(config, params, 5, 16) for _ in range(2))
+        bound = 0.03 if "bfloat16" in name else 1e-5
+        for _ in range(3):
+            found, ours = apply(params, tokens, ours)
+            want, theirs = gpt.apply(config, params, tokens, theirs)
+            assert gap(found, want.float()) < bound, name
+            assert gap(tree.cast(ours, torch.float32), tree.cast(theirs, torch.float32)) < bound, name
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+def test_a_row_is_its_own_bit_for_bit(config, rough, kind):
+    params = kinds(config, rough(config))[kind]
+    apply = fast.choose(config, params, "native").apply
+    tokens = torch.arange(13)[:, None]
+    every, _ = apply(params, tokens, filled(config, params, 13, 32))
+    for rows in range(1, 13):
+        for size in (16, 32):
+            # Beyond their lengths the rows hold other numbers in another cache.
+            some, _ = apply(params, tokens[:rows], cache.view(filled(config, params, 13, 32), rows, size))
+            assert torch.equal(some, every[:rows])
+    for row in range(13):
+        alone = filled(config, params, 13, 32)
+        one = cache.Slots(alone.k[:, row : row + 1], alone.v[:, row : row + 1], alone.length[row : row + 1])
+        assert torch.equal(apply(params, tokens[row : row + 1], one)[0][0], every[row])
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(apply(params, tokens, filled(config, params, 13, 32))[0], every)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_head_of_the_caller_sees_the_hidden_states(config, rough, gap):
+    params = rough(config)
+    slots = filled(config, params, 2, 16)
+    want, _ = gpt.apply(config, params, torch.tensor([[1], [2]]), tree.map(torch.clone, slots), head=lambda w, x: x)
+    found, _ = fast.choose(config, params).apply(params, torch.tensor([[1], [2]]), slots, head=lambda w, x: x)
+    assert gap(found, want) < 1e-5
+
+
+def test_everything_else_is_eager(config, rough, same):
+    params = rough(config)
+    decoder, tokens = fast.choose(config, params), torch.arange(6)[None]
+    assert same(decoder.apply(params, tokens)[0], gpt.apply(config, params, tokens)[0])
+    empty = gpt.init_cache(config, params, 1)
+    assert same(decoder.apply(params, tokens[:, :1], empty), gpt.apply(config, params, tokens[:, :1], empty))
+    other = rough(config, key=1)
+    slots = filled(config, params, 1, 16)
+    want = gpt.apply(config, other, tokens[:, :1], tree.map(torch.clone, slots))
+    assert same(decoder.apply(other, tokens[:, :1], slots)[0], want[0])
+
+
+def test_a_full_row_is_refused_and_nothing_written(config, rough, same):
+    params = rough(config)
+    slots = filled(config, params, 2, 16)._replace(length=torch.tensor([3, 16]))
+    before = tree.map(torch.clone, slots)
+    with pytest.raises(ValueError, match="no room"):
+        fast.choose(config, params, "native").apply(params, torch.tensor([[1], [2]]), slots)
+    assert same(slots, before)
+
+
+def test_what_cannot_be_native_is_told(config, rough, monkeypatch):
+    dual = msgspec.structs.replace(config, ffn="dual")
+    params = rough(dual)
+    assert fast.choose(dual, params).engine == "eager"
+    with pytest.raises(ValueError, match=r"dual.*take auto or eager"):
+        fast.choose(dual, params, "native")
+    with pytest.raises(ValueError, match="not one of"):
+        fast.choose(config, rough(config), "compile")
