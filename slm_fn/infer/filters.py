@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PROBE = 1024
-"""How many of the likeliest are ordered before the whole vocabulary is."""
+PROBES = (256, 2048)
+"""How many of the likeliest are ordered before the whole vocabulary is: 0.1 ms against 3.5 ms for 49152."""
 
 BadWords = Sequence[Sequence[int]]
 
@@ -177,22 +177,30 @@ def _fewest(
     probabilities: Float[Tensor, "B V"],
     mass: Float[Tensor, " B"],
 ) -> Float[Tensor, "B V"]:
-    """Keep tokens by falling score until their probabilities reach `mass`; the first always stays."""
+    """Keep tokens by falling score, of equals the lower id first, until their probabilities reach `mass`."""
     size = logits.shape[-1]
-    probe = min(size, PROBE)
-    order = largest(scores, probe)
-    reached = probabilities.gather(-1, order).cumsum(-1)
-    drop = torch.cat([torch.zeros_like(reached[:, :1]), reached[:, :-1]], -1) >= mass[:, None]
-    kept = logits.gather(-1, order).masked_fill(drop, float("-inf"))
-    out = torch.full_like(logits, float("-inf")).scatter(-1, order, kept)
-    short = (reached[:, -1] < mass).nonzero().squeeze(-1) if probe < size else order[:0, 0]
-    if not len(short):
-        return out
-    order = scores[short].sort(descending=True, stable=True).indices
-    reached = probabilities[short].gather(-1, order).cumsum(-1)
-    drop = torch.cat([torch.zeros_like(reached[:, :1]), reached[:, :-1]], -1) >= mass[short, None]
-    kept = logits[short].masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    return out.index_copy(0, short, kept)
+    out = torch.full_like(logits, float("-inf"))
+    rows = torch.arange(len(logits), device=logits.device)
+    for probe in (*(probe for probe in PROBES if probe < size), size):
+        score = scores[rows]
+        if probe < size:
+            order = score.topk(probe, sorted=False).indices.sort().values
+            order = order.gather(-1, score.gather(-1, order).sort(descending=True, stable=True).indices)
+        else:
+            order = score.sort(descending=True, stable=True).indices
+        reached = probabilities[rows].gather(-1, order).cumsum(-1)
+        kept = torch.cat([torch.zeros_like(reached[:, :1]), reached[:, :-1]], -1) < mass[rows, None]
+        part = logits[rows].gather(-1, order).masked_fill(~kept, float("-inf"))
+        out = out.index_copy(0, rows, torch.full_like(score, float("-inf")).scatter(-1, order, part))
+        if probe == size:
+            break
+        # Of the equals of the last in the probe some may be outside: a row that keeps one of them is not decided.
+        ranked = score.gather(-1, order)
+        worst = ranked.gather(-1, kept.sum(-1, keepdim=True) - 1)
+        rows = rows[(worst <= ranked[:, -1:]).squeeze(-1)]
+        if not len(rows):
+            break
+    return out
 
 
 def _told(histories: Iterator[Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -142,10 +142,14 @@ def choose(logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, 
         >>> choose(torch.tensor([[0.0, 0.0]]), torch.tensor([0.75]))
         tensor([1])
     """
-    cumulative = logits.cpu().double().softmax(-1).cumsum(-1)
+    # Row by row: what one needs stays in the cache of the processor, what many need is fetched anew from the system.
+    return torch.cat([_choose(*row) for row in zip(logits.cpu().split(1), u.cpu().double().split(1), strict=True)])
+
+
+def _choose(logits: Float[Tensor, "1 V"], u: Float[Tensor, " 1"]) -> Int[Tensor, " 1"]:
+    cumulative = logits.double().softmax(-1).cumsum(-1)
     # The first place whose sum exceeds the target: it has a probability above zero, or its sum would not exceed.
-    target = u.cpu().double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
 
 
 def logprobs(logits: Float[Tensor, "B V"], chosen: Int[Tensor, " B"], num_top: int) -> Logprobs:
