@@ -83,7 +83,7 @@ def _llama_cpp(gguf: str, slots: int, threads: int, context: int, tell: Any) -> 
         return
     params = xllamacpp.CommonParams()
     params.model.path = gguf
-    params.hostname, params.port = "127.0.0.1", 0
+    params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = slots, slots * context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_gpu_layers = 0
