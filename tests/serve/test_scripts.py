@@ -184,8 +184,8 @@ TIME = """async (parts) => {
   return parts.map((part) => {
     const began = performance.now();
     const mirrored = [...part].reverse().join("");
-    draw(document.createElement("div"), part.repeat(40000 / part.length));
-    draw(document.createElement("div"), `${part.repeat(10000 / part.length)}a ${mirrored.repeat(10000 / part.length)}`);
+    draw(document.createElement("div"), part.repeat(20000 / part.length));
+    draw(document.createElement("div"), `${part.repeat(5000 / part.length)}a ${mirrored.repeat(5000 / part.length)}`);
     return [part, performance.now() - began];
   });
 }"""

@@ -11,7 +11,8 @@ from playwright.sync_api import expect
 from slm_fn.serve.config import ServeConfig
 
 SHOWN = TEXT.replace("**", "")
-LOUD = "body { font-family: Papyrus; } * { color: red !important; letter-spacing: 1em; } button, div, p { display: none !important; }"
+LOUD = """body { font-family: Papyrus; } button, div, p { display: none !important; }
+* { color: red !important; letter-spacing: 1em; }"""
 PAGE = """<!doctype html><html lang="en"><head><title>foreign</title><link rel="stylesheet" href="loud.css">
 {head}</head><body><main><h1>A page</h1><a href="#">first</a>{body}</main></body></html>"""
 
