@@ -12,6 +12,7 @@ from slm_fn.cli.lazy import LazyGroup
 COMMANDS = {
     "train": ("bench_train", "A training step, beside the machine's matmul rate and other trainers."),
     "serve": ("bench_serve", "A server under load: speed, wrong words, memory, beside llama.cpp."),
+    "decode": ("bench_decode", "Generating, beside the memory's read rate, transformers and llama.cpp."),
     "tokenizer": ("bench_tokenizer", "Learning, encoding and packing, beside Hugging Face tokenizers."),
 }
 

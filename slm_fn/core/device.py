@@ -134,8 +134,7 @@ def wants_contiguous(x: Tensor) -> bool:
 
 
 FEW_ROWS = 32
-"""Up to so many rows an INT8 product takes a kernel that reads the weights as they are; beyond, one that widens them
-first is faster. A decoding step has so few. 8 rows cost twice what 1 does, 32 about as much as widening."""
+"""Up to so many rows an INT8 product takes a kernel that reads weights as they are; beyond, to widen them is faster."""
 
 
 def has_int8_kernel(x: Tensor, num_rows: int) -> bool:
@@ -145,13 +144,9 @@ def has_int8_kernel(x: Tensor, num_rows: int) -> bool:
     """
     if x.device.type != "cpu" or num_rows > FEW_ROWS or num_rows == 0 or x.shape[-1] % 32:
         return False
-    if x.dtype not in (torch.float32, torch.bfloat16) or (x.requires_grad and torch.is_grad_enabled()):
-        return False
-    return not _is_mapped(x)
-
-
-def _is_mapped(x: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    plain = not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    return plain and not differentiated and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def synchronize(device: torch.device) -> None:

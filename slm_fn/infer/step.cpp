@@ -67,20 +67,34 @@ static inline I32 widen8(U8 x) { return __builtin_convertvector(x, I32); }
 static inline V wide(U16 x) { return (V)(__builtin_convertvector(x, U32) << 16); }
 #endif
 
-typedef float V8 __attribute__((vector_size(32)));
-typedef float V4 __attribute__((vector_size(16)));
-static inline float total(V x) {
-  V8 halves[2];
-  std::memcpy(halves, &x, sizeof(V));
-  const V8 eight = halves[0] + halves[1];
-  V4 quarters[2];
-  std::memcpy(quarters, &eight, sizeof(V8));
-  const V4 four = quarters[0] + quarters[1];
-  return (four[0] + four[2]) + (four[1] + four[3]);
+// Sums of lanes, of many vectors at once: each fold halves what is left of every vector and joins two. A sum is taken
+// in the same order whether it is alone or among others.
+#define PICK __builtin_shufflevector
+static inline V fold8(V a, V b) {
+  return PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         PICK(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
 }
+static inline V fold4(V a, V b) {
+  return PICK(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+         PICK(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+static inline V fold2(V a, V b) {
+  return PICK(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+         PICK(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+}
+static inline V fold1(V a, V b) {
+  return PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+static inline V totals(V a, V b, V c, V d) {  // in lanes 0 to 3
+  V four = fold4(fold8(a, b), fold8(c, d));
+  four = fold2(four, four);
+  return fold1(four, four);
+}
+static inline float total(V x) { return totals(x, x, x, x)[0]; }
 
 struct ReadF32 {
-  static constexpr int per_line = 1;  // vectors of weights in a cache line
+  static constexpr int per_line = 1;  // vectors in a cache line
   static int64_t size(int64_t n) { return 4 * n; }
   const float* at;
   ReadF32(const Matrix& m, int64_t row) : at((const float*)m.data + row * m.inputs) {}
@@ -132,7 +146,7 @@ static inline void tile(const Matrix& m, int64_t first, int64_t o, const float* 
                         int64_t step_y) {
   V sums[N][R] = {};
   const Read read[4] = {{m, first + o}, {m, first + o + (N > 1)}, {m, first + o + 2 * (N > 2)}, {m, first + o + 3 * (N > 3)}};
-  const int64_t ahead = N * Read::size(m.inputs);  // the next strip, which lies behind this one
+  const int64_t ahead = 4 * Read::size(m.inputs);  // the next strip, which lies behind this one
   for (int64_t i = 0; i < m.inputs; i += W) {
     V xs[R];
     for (int r = 0; r < R; r++) xs[r] = load<V>(x + r * step_x + i);
@@ -142,23 +156,30 @@ static inline void tile(const Matrix& m, int64_t first, int64_t o, const float* 
       for (int r = 0; r < R; r++) sums[n][r] += w * xs[r];
     }
   }
+  float found[N * R < W ? W : N * R];
+  if constexpr (N * R == W) {
+    const V* all = &sums[0][0];
+    V fours[4];
+    for (int i = 0; i < 4; i++, all += 4) fours[i] = fold4(fold8(all[0], all[1]), fold8(all[2], all[3]));
+    store(found, fold1(fold2(fours[0], fours[1]), fold2(fours[2], fours[3])));
+  } else if constexpr (N == 4) {
+    store(found, totals(sums[0][0], sums[1][0], sums[2][0], sums[3][0]));
+  } else {
+    for (int r = 0; r < R; r++) found[r] = total(sums[0][r]);
+  }
   for (int n = 0; n < N; n++)
-    for (int r = 0; r < R; r++) y[r * step_y + o + n] = read[n].finish(total(sums[n][r]));
+    for (int r = 0; r < R; r++) y[r * step_y + o + n] = read[n].finish(found[n * R + r]);
 }
 
 template <class Read, int N>
 static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows, const float* x, float* y) {
   int64_t r = 0;
+  if constexpr (N == 4)  // weights widened once for eight rows
+    for (; r + 8 <= rows; r += 8)
+      for (int half = 0; half < 4; half += 2)
+        tile<Read, 2, 8>(m, first, o + half, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
   for (; r + 4 <= rows; r += 4) tile<Read, N, 4>(m, first, o, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
   for (; r < rows; r++) tile<Read, N, 1>(m, first, o, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
-}
-
-template <class Read>
-static void multiply(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, int64_t begin, int64_t end) {
-  const int64_t first = layer * m.outputs;
-  int64_t o = begin;
-  for (; o + 4 <= end; o += 4) strip<Read, 4>(m, first, o, rows, x, y);
-  for (; o < end; o++) strip<Read, 1>(m, first, o, rows, x, y);
 }
 
 struct Share {
@@ -170,12 +191,20 @@ static Share share(int64_t count, int64_t thread, int64_t threads, int64_t unit 
   return {std::min(count, units * thread / threads * unit), std::min(count, units * (thread + 1) / threads * unit)};
 }
 
+template <class Read>
+static void multiply(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, Share s) {
+  const int64_t first = layer * m.outputs, end = s.end;
+  int64_t o = s.begin;
+  for (; o + 4 <= end; o += 4) strip<Read, 4>(m, first, o, rows, x, y);
+  for (; o < end; o++) strip<Read, 1>(m, first, o, rows, x, y);
+}
+
 // The thread's outputs of x @ weight.T + bias; x (rows, inputs), y (rows, outputs).
 static void linear(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, const float* bias, Share s) {
-  if (m.kind == F32) multiply<ReadF32>(m, layer, rows, x, y, s.begin, s.end);
-  if (m.kind == BF16) multiply<ReadBF16>(m, layer, rows, x, y, s.begin, s.end);
-  if (m.kind == INT8) multiply<ReadInt8>(m, layer, rows, x, y, s.begin, s.end);
-  if (m.kind == INT4) multiply<ReadInt4>(m, layer, rows, x, y, s.begin, s.end);
+  if (m.kind == F32) multiply<ReadF32>(m, layer, rows, x, y, s);
+  if (m.kind == BF16) multiply<ReadBF16>(m, layer, rows, x, y, s);
+  if (m.kind == INT8) multiply<ReadInt8>(m, layer, rows, x, y, s);
+  if (m.kind == INT4) multiply<ReadInt4>(m, layer, rows, x, y, s);
   if (bias)
     for (int64_t r = 0; r < rows; r++)
       for (int64_t o = s.begin; o < s.end; o++) y[r * m.outputs + o] += bias[layer * m.outputs + o];

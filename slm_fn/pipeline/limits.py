@@ -1,4 +1,4 @@
-"""What this machine can do at most: the rate at which it multiplies matrices.
+"""What this machine can do at most: the rates at which it multiplies matrices and reads memory.
 
 Invariant: a limit is measured, in the precision and by the product that training uses; it is not read from a table.
 """
@@ -48,3 +48,21 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 0, repeat:
         if turn >= 2:  # the first ones choose a kernel and fill caches
             rates.append(2 * side**3 * products / (time.perf_counter() - begun))
     return statistics.median(rates)
+
+
+def read_rate(device: torch.device, size: int = 1 << 28, repeat: int = 7) -> float:
+    """Bytes per second at which numbers are read that no cache holds: the median of some sums over `size` bytes.
+
+    Example:
+        >>> read_rate(torch.device("cpu"), size=1 << 20) > 0
+        True
+    """
+    x = torch.ones(size // 4, device=device)
+    rates = []
+    for _ in range(repeat + 1):
+        devices.synchronize(device)
+        begun = time.perf_counter()
+        x.sum()
+        devices.synchronize(device)
+        rates.append(size / (time.perf_counter() - begun))
+    return statistics.median(rates[1:])  # the first one brings in the pages

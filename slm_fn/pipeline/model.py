@@ -112,6 +112,15 @@ def locate(path: Path | str) -> Path:
     raise ValueError(f"{path}: neither a model folder ({CONFIG} is missing) nor a run folder (no checkpoints/ inside)")
 
 
+def describe_at(path: Path | str) -> Description:
+    """What a model, a run or a checkpoint folder says of itself, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `locate`, or its `config.json` says something else.
+    """
+    return read(locate(path) / CONFIG, Description)
+
+
 def load(
     path: Path | str,
     device: torch.device | str = "cpu",
