@@ -221,17 +221,19 @@ def test_code_is_copied_as_it_was_written(page):
     assert page.evaluate("navigator.clipboard.readText()") == "<b>\n\tx</b>"
 
 
-def test_a_screen_reader_hears_each_block_once_and_whole(page):
+def test_a_screen_reader_hears_each_block_once_and_whole(page, server, parrot, monkeypatch):
     page.evaluate("""() => {
       window.heard = [];
       const hear = (node) => heard.push(node.textContent);
       const note = (changes) => changes.forEach(({ addedNodes }) => addedNodes.forEach(hear));
       new MutationObserver(note).observe(document.querySelector("[aria-live=polite]"), { childList: true });
     }""")
-    replies(page, body=script("one\n\n" + "two " * 600 + "\n\n```\nthree\n```"), content_type="text/event-stream")
+    text = "one\n\ntwo and so on\n\n```\nthree\n```"
+    monkeypatch.setattr(server.model, "said", (*parrot.tokenizer.encode(text), server.model.said[-1]))
+    monkeypatch.setattr(server.model, "delay", 0.02)
     say(page)
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-    assert page.evaluate("heard.map((text) => text.trim())") == ["one", ("two " * 600).strip(), "Code: three"]
+    page.locator(".assistant:not(.writing)").wait_for()
+    assert page.evaluate("heard") == ["one", "two and so on", "Code: three"]
     assert page.locator(".log").get_attribute("aria-live") == "off"
 
 
