@@ -39,6 +39,18 @@ bench-train *args:
 bench-shakespeare text nanogpt:
     {{bin}}/python tests/bench/shakespeare.py {{text}} {{nanogpt}}
 
+# how fast decoding is here, beside the machine's read bandwidth: just bench-decode --peer transformers
+bench-decode *args:
+    {{bin}}/slm bench decode {{args}}
+
+# many clients, good and bad, against a server of its own
+bench-serve model *args:
+    {{bin}}/slm bench serve {{model}} {{args}}
+
+# a model in a quarter or an eighth of its size
+quantize model out bits="8" *args:
+    {{bin}}/slm quantize {{model}} --bits {{bits}} --out {{out}} {{args}}
+
 # lint, format and types
 check:
     {{bin}}/ruff check .
