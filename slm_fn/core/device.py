@@ -138,10 +138,7 @@ FEW_ROWS = 32
 
 
 def has_int8_kernel(x: Tensor, num_rows: int) -> bool:
-    """Whether `x @ q.T * scale` with few rows has a kernel of its own, which treats a row the same among any others.
-
-    It has no gradient and no batching rule, and reads beyond rows that are no multiple of its vectors.
-    """
+    """Whether `x @ q.T * scale` has a kernel for few rows; it has no gradient, and reads whole vectors or beyond."""
     if x.device.type != "cpu" or num_rows > FEW_ROWS or num_rows == 0 or x.shape[-1] % 32:
         return False
     plain = not torch._C._functorch.is_functorch_wrapped_tensor(x)

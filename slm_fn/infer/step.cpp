@@ -9,9 +9,11 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 typedef float V __attribute__((vector_size(64)));
@@ -185,10 +187,24 @@ static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows
 struct Share {
   int64_t begin, end;
 };
-// Whole vectors, so that which numbers are done one by one does not depend on the number of threads.
-static Share share(int64_t count, int64_t thread, int64_t threads, int64_t unit = W) {
-  const int64_t units = (count + unit - 1) / unit;
-  return {std::min(count, units * thread / threads * unit), std::min(count, units * (thread + 1) / threads * unit)};
+// Whole vectors, so that which numbers are done one by one does not depend on who does them.
+constexpr int64_t PIECE = 4 * W;
+static int64_t pieces(int64_t count) { return (count + PIECE - 1) / PIECE; }
+static Share piece(int64_t count, int64_t i) { return {i * PIECE, std::min(count, (i + 1) * PIECE)}; }
+
+// Threads take pieces of a stage until none is left, and go on when all are done. Nobody waits for a thread that has
+// no piece: where other programs take processor time, a barrier would cost a time slice at every stage.
+struct alignas(64) Stage {
+  std::atomic<int64_t> next{0}, done{0};
+};
+template <class Work>
+static void run(Stage& stage, int64_t num, Work work) {
+  for (int64_t i; (i = stage.next.fetch_add(1, std::memory_order_relaxed)) < num;) {
+    work(i);
+    stage.done.fetch_add(1, std::memory_order_release);
+  }
+  for (int64_t turn = 0; stage.done.load(std::memory_order_acquire) < num; turn++)
+    if (turn > 2000) std::this_thread::yield();
 }
 
 template <class Read>
@@ -199,7 +215,7 @@ static void multiply(const Matrix& m, int64_t layer, int64_t rows, const float* 
   for (; o < end; o++) strip<Read, 1>(m, first, o, rows, x, y);
 }
 
-// The thread's outputs of x @ weight.T + bias; x (rows, inputs), y (rows, outputs).
+// Some outputs of x @ weight.T + bias; x (rows, inputs), y (rows, outputs).
 static void linear(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, const float* bias, Share s) {
   if (m.kind == F32) multiply<ReadF32>(m, layer, rows, x, y, s);
   if (m.kind == BF16) multiply<ReadBF16>(m, layer, rows, x, y, s);
@@ -369,50 +385,63 @@ extern "C" void step(const Model* model, const Call* call) {
   float* q = (float*)(((uintptr_t)memory.data() + sizeof(V) - 1) / sizeof(V) * sizeof(V));
   float *y = q + heads_size, *k = y + heads_size, *v = k + kv_size, *up = v + kv_size;
   float *gate = up + B * F, *out = gate + B * F, *owned = out + B * D;
+  std::vector<Stage> stages(5 * m.layers + 2);
 #pragma omp parallel num_threads(c.threads)
   {
-    const int64_t t = omp_get_thread_num(), T = omp_get_num_threads();
-    float *x = owned + t * own, *scratch = x + B * D;
-    auto normed = [&](const float* gain, const float* bias, int64_t layer) {
+    float *x = owned + omp_get_thread_num() * own, *scratch = x + B * D;
+    Stage* stage = stages.data();
+    // Whoever takes a piece norms for itself: what is normed cannot change while a piece is left.
+    const auto normed = [&](bool& ready, const float* gain, const float* bias, int64_t layer) {
+      if (ready) return;
       for (int64_t r = 0; r < B; r++)
         norm(c.x + r * D, x + r * D, D, gain + layer * D, bias ? bias + layer * D : nullptr, m.layer_norm, m.eps);
+      ready = true;
     };
     for (int64_t l = 0; l < m.layers; l++) {
-      normed(m.attn_norm, m.attn_norm_bias, l);
-      linear(m.q, l, B, x, q, m.q_bias, share(H * C, t, T));
-      linear(m.k, l, B, x, k, m.k_bias, share(K * C, t, T));
-      linear(m.v, l, B, x, v, m.v_bias, share(K * C, t, T));
-#pragma omp barrier
-      const Share heads = share(B * H, t, T, 1);
-      for (int64_t i = heads.begin; i < heads.end; i++) {
+      bool ready = false;
+      const int64_t nq = pieces(H * C), nk = pieces(K * C);
+      run(*stage++, nq + 2 * nk, [&](int64_t i) {
+        normed(ready, m.attn_norm, m.attn_norm_bias, l);
+        if (i < nq) return linear(m.q, l, B, x, q, m.q_bias, piece(H * C, i));
+        if (i < nq + nk) return linear(m.k, l, B, x, k, m.k_bias, piece(K * C, i - nq));
+        linear(m.v, l, B, x, v, m.v_bias, piece(K * C, i - nq - nk));
+      });
+      run(*stage++, B * H, [&](int64_t i) {
         const int64_t row = i / H, head = i % H, kv = row * K + head / (H / K);
         (m.cache_kind == BF16 ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, row, head, q + i * C, k + kv * C,
                                                                     v + kv * C, y + i * C, scratch);
-      }
-#pragma omp barrier
-      const Share dims = share(D, t, T), hidden = share(F, t, T);
-      linear(m.o, l, B, y, out, m.o_bias, dims);
-      add(c.x, out, B, D, dims);
-#pragma omp barrier
-      normed(m.ffn_norm, m.ffn_norm_bias, l);
-      linear(m.up, l, B, x, up, m.up_bias, hidden);
-      if (m.gate.data) linear(m.gate, l, B, x, gate, m.gate_bias, hidden);
-      for (int64_t r = 0; r < B; r++) {
-        float *u = up + r * F + hidden.begin, *g = gate + r * F + hidden.begin;
-        const int64_t n = hidden.end - hidden.begin;
-        activate(m.activation, m.gate.data ? g : u, n);
-        if (m.gate.data)
-          for (int64_t i = 0; i < n; i++) u[i] *= g[i];
-      }
-#pragma omp barrier
-      linear(m.down, l, B, up, out, m.down_bias, dims);
-      add(c.x, out, B, D, dims);
-#pragma omp barrier
+      });
+      run(*stage++, pieces(D), [&](int64_t i) {
+        linear(m.o, l, B, y, out, m.o_bias, piece(D, i));
+        add(c.x, out, B, D, piece(D, i));
+      });
+      ready = false;
+      run(*stage++, pieces(F), [&](int64_t i) {
+        normed(ready, m.ffn_norm, m.ffn_norm_bias, l);
+        const Share hidden = piece(F, i);
+        linear(m.up, l, B, x, up, m.up_bias, hidden);
+        if (m.gate.data) linear(m.gate, l, B, x, gate, m.gate_bias, hidden);
+        for (int64_t r = 0; r < B; r++) {
+          float *u = up + r * F + hidden.begin, *g = gate + r * F + hidden.begin;
+          const int64_t n = hidden.end - hidden.begin;
+          activate(m.activation, m.gate.data ? g : u, n);
+          if (m.gate.data)
+            for (int64_t i = 0; i < n; i++) u[i] *= g[i];
+        }
+      });
+      run(*stage++, pieces(D), [&](int64_t i) {
+        linear(m.down, l, B, up, out, m.down_bias, piece(D, i));
+        add(c.x, out, B, D, piece(D, i));
+      });
     }
-    normed(m.norm, m.norm_bias, 0);
-    if (c.logits) linear(m.head, 0, B, x, c.logits, nullptr, share(m.head.outputs, t, T));
-#pragma omp barrier
-    const Share rows = share(B * D, t, T);
-    std::copy(x + rows.begin, x + rows.end, c.x + rows.begin);
+    bool ready = false;
+    run(*stage++, c.logits ? pieces(m.head.outputs) : 0, [&](int64_t i) {
+      normed(ready, m.norm, m.norm_bias, 0);
+      linear(m.head, 0, B, x, c.logits, nullptr, piece(m.head.outputs, i));
+    });
+    run(*stage++, 1, [&](int64_t) {
+      normed(ready, m.norm, m.norm_bias, 0);
+      std::copy(x, x + B * D, c.x);
+    });
   }
 }
