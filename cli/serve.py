@@ -33,13 +33,14 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may use the server. May be repeated."
 )
+@click.option("--allow-host", multiple=True, metavar="NAME", help="A name of this server, as behind a proxy.")
 @click.option("--rate-limit", "requests_per_minute", default=0, help="Requests per minute and key; 0: any number.")
 @click.option("--token-limit", "tokens_per_minute", default=0, help="Tokens per minute and key; 0: any number.")
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds that a reply may take.")
 @click.option("--drain", "drain_timeout", default=30.0, show_default=True, help="Seconds to end replies when stopped.")
 @click.option("--open-metrics", is_flag=True, help="/metrics wants no key.")
 @click.option("--log/--no-log", "logs", default=False, help="A line of JSON per request on standard error.")
-@click.option("--log-text", is_flag=True, help="Put what people write into these lines.")
+@click.option("--log-text", is_flag=True, help="Put what people write, and what they are told, into these lines.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.quantize
 @options.engine
@@ -50,6 +51,7 @@ def command(
     port: int,
     name: str | None,
     api_key_file: Path | None,
+    allow_host: tuple[str, ...],
     logs: bool,
     raw: bool,
     device: str,
@@ -72,7 +74,7 @@ def command(
     config = check(
         ServeConfig(
             name=name or model.resolve().name,
-            hosts=LOCAL if host in LOCAL else (),
+            hosts=(*LOCAL, *allow_host) if host in LOCAL or allow_host else (),
             keys=keys.read(api_key_file) if api_key_file is not None else (),
             **settings,
         )

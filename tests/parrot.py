@@ -49,6 +49,7 @@ class Server(NamedTuple):
     port: int
     model: type[Parrot]
     app: Any = None
+    running: Any = None
 
     def health(self) -> dict[str, Any]:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as link:

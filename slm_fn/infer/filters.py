@@ -150,7 +150,7 @@ FILTERS: dict[str, Filter] = {
         bad_words, (), lambda x: all(w and min(w) >= 0 for w in x), "sequences of one id or more", True
     ),
     "temperature": Filter(temperature, 1.0, lambda x: 0 <= x < float("inf"), "at least 0"),
-    "top_k": Filter(top_k, 0, lambda x: x >= 0, "at least 0"),
+    "top_k": Filter(top_k, 0, lambda x: 0 <= x < 2**31, "in [0, 2^31)"),
     "typical_p": Filter(typical_p, 1.0, lambda x: 0 < x <= 1, "in (0, 1]"),
     "top_p": Filter(top_p, 1.0, lambda x: 0 < x <= 1, "in (0, 1]"),
     "min_p": Filter(min_p, 0.0, lambda x: 0 <= x <= 1, "in [0, 1]"),

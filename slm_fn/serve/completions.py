@@ -23,9 +23,9 @@ from slm_fn.pipeline.model import Model
 from slm_fn.serve import access, gate, protocol, replies
 from slm_fn.serve import prompts as prompts_of
 from slm_fn.serve.config import ServeConfig
-from slm_fn.serve.errors import FAILED, ApiError, too_deep
+from slm_fn.serve.errors import BODY, FAILED, ApiError
 from slm_fn.serve.protocol import Order
-from slm_fn.serve.replies import CHAT, DONE, PING, TEXT, Form, Part
+from slm_fn.serve.replies import CHAT, DONE, PING, TEXT, Form, Part, Place
 from slm_fn.serve.requests import ChatRequest, CompletionRequest
 from slm_fn.serve.worker import Job, Pieces
 
@@ -48,7 +48,7 @@ class Flight(NamedTuple):
 @post(
     ["/v1/chat/completions", "/chat/completions"],
     status_code=200,
-    exception_handlers={RecursionError: too_deep},
+    exception_handlers=BODY,
     tags=["completions"],
 )
 async def chat(request: Asked, state: State, data: Annotated[ChatRequest, Body()]) -> Response[Any]:
@@ -64,13 +64,14 @@ async def chat(request: Asked, state: State, data: Annotated[ChatRequest, Body()
 @post(
     ["/v1/completions", "/completions"],
     status_code=200,
-    exception_handlers={RecursionError: too_deep},
+    exception_handlers=BODY,
     tags=["completions"],
 )
 async def text(request: Asked, state: State, data: Annotated[CompletionRequest, Body()]) -> Response[Any]:
     """What comes behind a text or behind token ids, whole or as a stream of server-sent events."""
     order = await _understand(request, state, data)
     asked = protocol.prompts(data.prompt)
+    state.worker.check(len(asked) * order.choices)
     prompts = await asyncio.to_thread(prompts_of.text_prompts, state.model, asked, order)
     if state.config.log_text:
         access.account(request.scope)["prompt"] = asked
@@ -107,7 +108,9 @@ async def _answer(
     flight = _take_off(request, state, form, order, prompts, constraint)
     if streams:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return Stream(_events(request, state, flight), media_type="text/event-stream", headers=headers)
+        events = _events(request, state, flight)
+        await anext(events)  # begun, so that it ends as well: a client may have left by now, and nobody would read it
+        return Stream(events, media_type="text/event-stream", headers=headers)
     return Response(await _whole(request, state, flight))
 
 
@@ -179,7 +182,8 @@ async def _whole(request: Asked, state: State, flight: Flight) -> dict[str, Any]
         choices = reading.result()
         finish = choices[0]["finish_reason"]
         if state.config.log_text:
-            access.account(request.scope)["reply"] = choices
+            texts = [choice["text"] if flight.form is TEXT else choice["message"]["content"] for choice in choices]
+            access.account(request.scope)["reply"] = texts
         usage = _land(request, state, flight, finish)
         return {**flight.head, "object": flight.form.whole, "choices": choices, "usage": usage}
     finally:
@@ -215,11 +219,12 @@ async def _left(request: Asked) -> None:
 
 
 async def _events(request: Asked, state: State, flight: Flight) -> AsyncIterator[bytes]:
-    """The stream's events."""
+    """The stream's events, behind an empty one that begins it."""
     form, left, finish = flight.form, len(flight.jobs), "cancelled"
     told = {"usage": None} if flight.order.with_usage else {}
-    places = [0] * left
+    places, written = [Place() for _ in flight.jobs], [""] * left
     try:
+        yield b""
         if form.opens:
             for index in range(left):
                 yield replies.chunk(form, flight.head, [replies.opening(index)], told)
@@ -237,6 +242,8 @@ async def _events(request: Asked, state: State, flight: Flight) -> AsyncIterator
                 return
             for choice in _choices(state, flight, part, places):
                 yield replies.chunk(form, flight.head, [choice], told)
+            if state.config.log_text:
+                written[part.number] += part.text
             left -= part.finish is not None
             finish = part.finish if not left and part.finish else finish
         usage = _land(request, state, flight, finish)
@@ -244,19 +251,20 @@ async def _events(request: Asked, state: State, flight: Flight) -> AsyncIterator
             yield replies.chunk(form, flight.head, [], {"usage": usage})
         yield DONE
     finally:
+        if state.config.log_text:
+            access.account(request.scope)["reply"] = written
         if finish in ("cancelled", "failed"):
             _land(request, state, flight, finish)
         if finish == "cancelled":
             access.write(request.scope, status=499)
 
 
-def _choices(state: State, flight: Flight, part: Part, places: list[int]) -> list[dict[str, Any]]:
+def _choices(state: State, flight: Flight, part: Part, places: list[Place]) -> list[dict[str, Any]]:
     """The deltas of one part: its text with its tokens, and at last why it ended, in a delta of its own."""
     form, logprobs = flight.form, None
     if flight.order.logprobs is not None and part.said:
         place = (places[part.number],) if form is TEXT else ()
         logprobs = form.logprobs(state.names, part.said, *place)
-    places[part.number] += len(part.text)
     if part.finish is None:
         return [form.delta(part.number, part.text, logprobs, None)]
     if not part.text:

@@ -94,6 +94,15 @@ def too_deep(request: Request[Any, Any, Any], _: RecursionError) -> Response[Any
     return api_error(request, invalid("the body is nested too deeply", code="invalid_json"))
 
 
+def no_text(request: Request[Any, Any, Any], _: UnicodeDecodeError) -> Response[Any]:
+    """JSON whose strings are no UTF-8."""
+    return api_error(request, invalid("the body is not UTF-8", code="invalid_json"))
+
+
+BODY = {RecursionError: too_deep, UnicodeDecodeError: no_text}
+"""What a body may do to those who read it: for every handler that has one."""
+
+
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """What nobody foresaw: the log has it, the client is told no more than that."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)

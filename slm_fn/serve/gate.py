@@ -159,6 +159,8 @@ def patience(config: ServeConfig) -> Any:
                 except TimeoutError:
                     text = f"the body did not arrive within {config.body_timeout:g} seconds"
                     raise ApiError(408, text, "timeout") from None
+                if message["type"] == "http.disconnect":  # Litestar would call it an error of the server
+                    raise ApiError(499, "the client closed the connection")
                 whole = not message.get("more_body", False)
                 return message
 

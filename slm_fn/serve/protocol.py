@@ -43,6 +43,10 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 """Parameters that would change the answer and are not implemented, with the values that ask for nothing."""
 
 
+MANY = 1024
+"""Bad words, and tokens with a bias, of one request: every step of everybody goes through them."""
+
+
 class Order(NamedTuple):
     """A request understood: what is asked for beside the prompt."""
 
@@ -85,6 +89,9 @@ def understand(
         raise invalid("stream_options is for streams; set stream to true", "stream_options")
     if not 1 <= choices <= max_choices:
         raise invalid(f"n must be between 1 and {max_choices}, got {choices}", "n")
+    for name in ("logit_bias", "bad_words"):
+        if len(getattr(request, name) or ()) > MANY:
+            raise invalid(f"{name} takes up to {MANY}", name)
     sampling = _sampling(request, defaults, vocab_size)
     order = Order(
         sampling,

@@ -5,6 +5,7 @@ Invariant: the parts of a stream, joined, are the whole reply; only the chunk th
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,15 +84,31 @@ def chat_logprobs(names: Names, said: Sequence[Said]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(names: Names, said: Sequence[Said], offset: int = 0) -> dict[str, Any]:
-    """The same as completions tell it; `offset` is where the first token begins in the text.
+class Place:
+    """Where the next token begins in a text, in characters: of one whose bytes end a character, with that character.
+
+    Example:
+        >>> place = Place()
+        >>> [place.take(data) for data in (b"h", bytes([0xC3]), bytes([0xA9]), b"!")]
+        [0, 1, 1, 2]
+    """
+
+    def __init__(self) -> None:
+        self.decoder, self.at = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def take(self, data: bytes) -> int:
+        """Where these bytes begin; the next ones begin behind them."""
+        at = self.at
+        self.at += len(self.decoder.decode(data))
+        return at
+
+
+def text_logprobs(names: Names, said: Sequence[Said], place: Place | None = None) -> dict[str, Any]:
+    """The same as completions tell it; `place` is behind the tokens told before, and moves on.
 
     The likeliest tokens include the chosen one, with the very same number: evaluation compares them.
     """
-    offsets, data = [], b""
-    for token in said:
-        offsets.append(offset + len(data.decode("utf-8", "ignore")))
-        data += names.data(token.id) or b""
+    place = place or Place()
     tops = [
         None if s.logprob is None else {names.unique(i): finite(p) for i, p in (*s.top, (s.id, s.logprob))}
         for s in said
@@ -100,7 +117,7 @@ def text_logprobs(names: Names, said: Sequence[Said], offset: int = 0) -> dict[s
         "tokens": [names.unique(s.id) for s in said],
         "token_logprobs": [None if s.logprob is None else finite(s.logprob) for s in said],
         "top_logprobs": tops,
-        "text_offset": offsets,
+        "text_offset": [place.take(names.data(s.id) or b"") for s in said],
     }
 
 

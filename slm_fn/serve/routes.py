@@ -15,7 +15,7 @@ from litestar.params import Body, PathParameter
 from slm_fn.pipeline import talk
 from slm_fn.serve import protocol, replies
 from slm_fn.serve.completions import check_name
-from slm_fn.serve.errors import invalid, too_deep
+from slm_fn.serve.errors import BODY, invalid
 from slm_fn.serve.gate import PUBLIC
 from slm_fn.serve.requests import DetokenizeRequest, TokenizeRequest
 
@@ -52,7 +52,7 @@ async def one_model(state: State, model_id: Annotated[str, PathParameter()]) -> 
     return replies.model(state.name, state.created, state.model.config.context)
 
 
-@post("/tokenize", status_code=200, exception_handlers={RecursionError: too_deep}, tags=["tokens"])
+@post("/tokenize", status_code=200, exception_handlers=BODY, tags=["tokens"])
 async def tokenize(state: State, data: Annotated[TokenizeRequest, Body()]) -> dict[str, Any]:
     """The ids of a text, or of a conversation that waits for its reply."""
     check_name(state, data.model or state.name)
@@ -75,7 +75,7 @@ def _ids(state: State, text: str, begins: bool) -> list[int]:
     return ids
 
 
-@post("/detokenize", status_code=200, exception_handlers={RecursionError: too_deep}, tags=["tokens"])
+@post("/detokenize", status_code=200, exception_handlers=BODY, tags=["tokens"])
 async def detokenize(state: State, data: Annotated[DetokenizeRequest, Body()]) -> dict[str, str]:
     """The text of ids, under vLLM's name and llama.cpp's."""
     check_name(state, data.model or state.name)

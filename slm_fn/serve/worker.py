@@ -57,7 +57,7 @@ class Worker:
     Args:
         make: builds the engine, on the thread.
         token_bytes: what a token stands for.
-        max_waiting: generations that may wait for a row.
+        max_waiting: generations that may wait for a row; as many again of those who have no place yet.
     """
 
     def __init__(self, make: Callable[[], Engine], token_bytes: Callable[[int], bytes], max_waiting: int = 64) -> None:
@@ -79,6 +79,18 @@ class Worker:
         with self.changed:
             return len(self.running) + len(self.line)
 
+    def check(self, num_jobs: int) -> None:
+        """Refuse a request that will never fit, before anything is made for it.
+
+        Raises:
+            ApiError: 400 when there will never be room for so many, 503 when not ready.
+        """
+        if self.phase != "ready":
+            raise ApiError(503, f"the server is {self.phase}", self.phase)
+        room = self.room + self.max_waiting
+        if num_jobs > room:
+            raise ApiError(400, f"{num_jobs} replies at once are too many; {room} fit", "invalid_value", "n")
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the choices of one request: all of them or none.
 
@@ -86,12 +98,10 @@ class Worker:
             ApiError: 429 when there is no room for all, 400 when there never will be, 503 when not ready.
         """
         with self.changed:
-            if self.phase != "ready":
-                raise ApiError(503, f"the server is {self.phase}", self.phase)
-            room = self.room + self.max_waiting
-            if len(jobs) > room:
-                raise ApiError(400, f"{len(jobs)} replies at once are too many; {room} fit", "invalid_value", "n")
-            if self.active + len(jobs) > room:
+            self.check(len(jobs))
+            # Who has no place yet finds as many behind those of the others: one client alone fills no server.
+            known = any(job.who == jobs[0].who for job in (*self.line, *self.running.values()))
+            if self.active + len(jobs) > self.room + self.max_waiting * (1 if known else 2):
                 raise ApiError(429, "too many generations are waiting; try again in a moment", "rate_limit_exceeded")
             for job in jobs:
                 self.line.push(job.who, job)
@@ -140,14 +150,17 @@ class Worker:
                 for key in self._leaving():
                     state = engines.evict(engine, state, key)
                 for key, job in self._joining():
-                    state = engines.admit(engine, state, key, job.request)
+                    try:
+                        state = engines.admit(engine, state, key, job.request)
+                    except ValueError as error:  # nobody else's fault
+                        self._fail(error, [key])
                 self.metrics.batch.observe(len(state.rows))
                 state, tokens = engines.step(engine, state)
                 for key in self._take(tokens):
                     state = engines.evict(engine, state, key)
             except Exception as error:  # whatever it is, the clients are told and the server lives on
                 log.exception("a step failed; its %d generations end", len(self.running))
-                self._fail(error)
+                self._fail(error, list(self.running))
                 state = engines.init(engine)
 
     def _wait(self) -> bool:
@@ -182,11 +195,11 @@ class Worker:
                 self.metrics.waited.observe(time.monotonic() - job.arrived)
         return joined
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, keys: Sequence[int]) -> None:
         with self.changed:
-            self._send([(job, error) for job in self.running.values() if not job.cancelled.is_set()])
-            self.metrics.ended.labels("failed").inc(len(self.running))
-            self.running.clear()
+            gone = [self.running.pop(key) for key in keys]
+            self._send([(job, error) for job in gone if not job.cancelled.is_set()])
+            self.metrics.ended.labels("failed").inc(len(gone))
 
     def _take(self, tokens: Sequence[Token]) -> list[int]:
         """Turn a step's tokens to parts and send them; returns whose text has met a stop string."""

@@ -1,5 +1,6 @@
 """Fixtures for the served parrot."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,17 +29,20 @@ def parrot() -> Parrot:
 
 
 @contextmanager
-def serving(model: Model, config: ServeConfig) -> Iterator[Server]:
-    """A server on a real port, ready."""
-    running = listen.server(create_app(model, config), port=0, log_level="error")
-    thread = threading.Thread(target=running.run, daemon=True)
+def serving(model: Model, config: ServeConfig, send_buffer: int | None = None) -> Iterator[Server]:
+    """A server on a real port, ready; `send_buffer` bytes of a connection wait in the kernel."""
+    running = listen.server(create_app(model, config), log_level="error")
+    listener = listen.listen("127.0.0.1", 0)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
     thread.start()
     end = time.monotonic() + 30
     while not (running.started and running.worker.phase == "ready"):
         assert time.monotonic() < end, running.worker.phase
         time.sleep(0.005)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    yield Server(f"http://127.0.0.1:{port}", port, Parrot, running.config.app)
+    port = listener.getsockname()[1]
+    yield Server(f"http://127.0.0.1:{port}", port, Parrot, running.config.app, running)
     running.should_exit = True
     thread.join(10)
 

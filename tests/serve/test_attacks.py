@@ -7,7 +7,8 @@ import random
 import socket
 import threading
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 
 import httpx
 import pytest
@@ -83,6 +84,7 @@ def test_requests_and_tokens_have_a_rate_per_key(serve, parrot, opened):
         assert httpx.get(f"{server.url}/health").status_code == 200
     config = ServeConfig(name="parrot", keys=config.keys, tokens_per_minute=200)
     with serve(parrot, config) as server:
+        server.app.state.rate.clock = lambda: 0.0
         first = ask(server, ada, body={**BODY, "max_tokens": 60})
         assert first.status_code == 200
         left = server.app.state.rate.level("key ada")
@@ -127,10 +129,11 @@ def test_headers_cannot_be_injected(guarded, opened):
     for body in ({**BODY, "model": "x\r\nset-cookie: a=1"}, {**BODY, "user": "\r\n\r\nHTTP/1.1 200 OK"}):
         answer = ask(guarded, key, body=body)
         assert "set-cookie" not in answer.headers
-    raw = f"GET /v1/models/x%0d%0aset-cookie:%20a=1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    close = b"HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    raw = b"GET /v1/models/x%0d%0aset-cookie:%20a=1 " + close + f"Authorization: Bearer {key}\r\n\r\n".encode()
     assert b"set-cookie: a" not in talk_raw(guarded, raw).partition(b"\r\n\r\n")[0].lower()
     assert talk_raw(guarded, b"GET / HTTP/1.1\r\nHost: a\r\nX: a\nb\x00\r\n\r\n").startswith(b"HTTP/1.1 400")
-    twice = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x"
+    twice = b"POST / " + close + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x"
     assert b"200 OK" not in talk_raw(guarded, twice)
 
 
@@ -148,17 +151,68 @@ def talk_raw(server, data, wait=3.0):
         return out
 
 
-def test_slow_heads_bodies_and_readers_hold_nothing(guarded, opened):
+def test_slow_heads_and_bodies_hold_nothing(guarded, opened):
     start = time.monotonic()
-    assert talk_raw(guarded, b"GET / HTTP/1.1\r\nHost:") == b"", "a head that never ends"
-    assert talk_raw(guarded, b"") == b"", "no head at all"
-    assert talk_raw(guarded, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /he").count(b"HTTP/1.1 200") == 1
     head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {opened['ada'][0]}\r\nContent-Length: 999\r\n\r\n"
-    answer = talk_raw(guarded, head.encode() + b'{"mess')
+    sent = (
+        b"GET / HTTP/1.1\r\nHost:",
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /he",
+        head.encode() + b'{"mess',
+    )
+    with ThreadPoolExecutor(len(sent)) as clients:
+        endless, nothing, second, answer = clients.map(lambda data: talk_raw(guarded, data), sent)
+    assert endless == b"", "a head that never ends"
+    assert nothing == b"", "no head at all"
+    assert second.count(b"HTTP/1.1 200") == 1
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"error"' in answer
     assert time.monotonic() - start < 8
     assert guarded.idle_within(2)
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_error_of_the_server(guarded, opened, caplog):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {opened['ada'][0]}\r\nContent-Length: 999\r\n\r\n"
+    with caplog.at_level(logging.INFO):
+        with closing(socket.create_connection(("127.0.0.1", guarded.port))) as link:
+            link.sendall(head.encode() + b'{"mess')
+        end = time.monotonic() + 3
+        while not (lines := [r.getMessage() for r in caplog.records if r.name == "slm.access"]):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert json.loads(lines[0])["status"] == 499
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_reader_who_stops_reading_is_left_alone(serve, parrot):
+    """Small buffers on both sides: what nobody takes piles up in the server, whose patience ends."""
+    body = {**BODY, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}
+    data = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+    with serve(parrot, ServeConfig(name="parrot", send_timeout=0.3), send_buffer=4096) as server:
+        for waits, whole in ((0.0, True), (1.0, False)):
+            with closing(socket.socket()) as link:
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                link.settimeout(10)
+                link.connect(("127.0.0.1", server.port))
+                link.sendall(head.encode() + data)
+                time.sleep(waits)
+                out = b""
+                with suppress(ConnectionResetError):
+                    while chunk := link.recv(65536):
+                        out += chunk
+            assert out.startswith(b"HTTP/1.1 200")
+            assert (b"[DONE]" in out) is whole
+        assert server.idle_within(2)
+
+
+def test_more_prompts_than_fit_cost_nothing(serve, guarded, opened):
+    body = {"prompt": [[1]] * 30_000, "n": 16, "max_tokens": 1}
+    start = time.monotonic()
+    answer = ask(guarded, opened["bob"][0], path="/v1/completions", body=body)
+    assert answer.status_code == 400
+    assert "480000 replies at once" in answer.text
+    assert time.monotonic() - start < 3, "millions of jobs were made, and only then refused"
 
 
 def test_huge_and_deep_bodies_are_refused(guarded, opened):
@@ -169,12 +223,19 @@ def test_huge_and_deep_bodies_are_refused(guarded, opened):
         b'{"messages":' * 50_000,
         b'{"messages":[{"role":"user","content":"x"}],"a":' + b"[" * 9000,
     ):
-        for path in (CHAT, "/v1/completions", "/tokenize"):
+        for path in (CHAT, "/v1/completions", "/tokenize", "/detokenize"):
             headers = {"authorization": f"Bearer {key}"}
             answer = httpx.post(guarded.url + path, content=deep, headers=headers, timeout=30)
             assert answer.status_code == 400, answer.text
             assert answer.json()["error"]["type"] == "invalid_request_error"
-    for odd in (b"\xff\xfe", b'{"messages":[{"role":"user","content":"\\ud800"}]}', b"", b"null", b'{"seed":1e400}'):
+    for odd in (
+        b"\xff\xfe",
+        b'{"messages":[{"role":"user","content":"\xff"}]}',
+        b'{"messages":[{"role":"user","content":"\\ud800"}]}',
+        b"",
+        b"null",
+        b'{"seed":1e400}',
+    ):
         answer = httpx.post(guarded.url + CHAT, content=odd, headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 400, answer.text
 
@@ -186,7 +247,7 @@ def test_many_at_once_get_their_own_words(serve, parrot):
     def client(number, url):
         chance = random.Random(number)
         with httpx.Client(base_url=url, timeout=60) as link:
-            for _ in range(4):
+            for _ in range(3):
                 said, cut = "", chance.random() < 0.3
                 with link.stream("POST", CHAT, json={**BODY, "stream": True}) as answer:
                     for line in answer.iter_lines():
@@ -198,7 +259,7 @@ def test_many_at_once_get_their_own_words(serve, parrot):
                     wrong.append((answer.status_code, said))
 
     with serve(parrot, ServeConfig(name="parrot", max_batch=4)) as server:
-        threads = [threading.Thread(target=client, args=(i, server.url)) for i in range(8)]
+        threads = [threading.Thread(target=client, args=(i, server.url)) for i in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -238,7 +299,7 @@ def test_metrics_tell_what_happened(serve, parrot):
 
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")  # the fuzzer's own strategies
-@pytest.mark.parametrize("examples", [8, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [3, pytest.param(300, marks=pytest.mark.slow)])
 def test_no_request_that_the_document_allows_breaks_the_server(serve, parrot, examples):
     with serve(parrot, ServeConfig(name="parrot")) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/schema/openapi.json")

@@ -113,6 +113,18 @@ def test_echo_tells_the_prompts_logprobs_as_lm_eval_reads_them(client, model):
     assert none.usage.completion_tokens == 0
 
 
+def test_a_stream_tells_the_same_places_as_the_whole(client):
+    asked = {"prompt": "hello", "max_tokens": 40, "temperature": 1.5, "seed": 5, "logprobs": 1, "echo": True}
+    stops = ["\ufffd\ufffdzz", " w q", "h z"]  # some text is held back
+    whole = text(client, **asked, stop=stops).choices[0]
+    parts = [part.choices[0] for part in text(client, **asked, stop=stops, stream=True)]
+    told = [part.logprobs for part in parts if part.logprobs]
+    for name in ("tokens", "text_offset", "token_logprobs"):
+        assert [one for part in told for one in getattr(part, name)] == getattr(whole.logprobs, name)
+    assert whole.logprobs.text_offset == sorted(whole.logprobs.text_offset)
+    assert whole.logprobs.text_offset[-1] <= len(whole.text)
+
+
 def test_prompts_of_four_kinds_say_the_same(client, model):
     ids = talk.text_ids(model, "hello")
     replies = [text(client, prompt, temperature=0) for prompt in ("hello", ["hello"], ids, [ids])]

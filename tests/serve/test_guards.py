@@ -1,7 +1,9 @@
 """serve/app.py and worker.py at their borders: foreign pages, failing models, clients that leave while they wait."""
 
+import asyncio
 import http.client
 import json
+import logging
 import time
 from contextlib import closing
 
@@ -80,6 +82,9 @@ def test_what_changes_nothing_is_let_pass(ask, changes):
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"top_p": 0}, "top_p"),
+        ({"top_k": 2**63}, "top_k"),
+        ({"bad_words": ["a"] * 1025}, "bad_words"),
+        ({"logit_bias": {str(i): 0 for i in range(1025)}}, "logit_bias"),
         ({"repetition_penalty": 1e-30}, "repetition_penalty"),
         ({"temperature": "hot"}, "temperature"),
         ({"stop": [""]}, "stop"),
@@ -110,6 +115,58 @@ def test_a_model_that_fails_is_told_and_the_server_lives_on(server, ask, caplog)
     assert "out of bounds" not in plain.text
     assert server.health()["active"] == 0
     assert ask().json()["choices"][0]["message"]["content"] == TEXT
+
+
+def test_who_left_before_the_stream_began_takes_no_place(parrot):
+    """It leaves while its prompt is made to tokens: nobody will read the stream, which must end all the same."""
+    Parrot.delay = 0.1
+    app = create_app(parrot, ServeConfig(name="parrot"))
+    body = json.dumps({**BODY, "stream": True}).encode()
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+             "path": "/v1/chat/completions", "raw_path": b"", "root_path": "", "query_string": b"",
+             "headers": [(b"host", b"a")], "client": ("1.2.3.4", 5), "server": ("a", 80)}  # fmt: skip
+
+    async def use():
+        said = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            return said.pop() if said else {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        async with app.lifespan():
+            while app.state.worker.phase == "loading":
+                await asyncio.sleep(0.01)
+            await app(scope, receive, send)
+            return [job.cancelled.is_set() for job in (*app.state.worker.line, *app.state.worker.running.values())]
+
+    assert all(asyncio.run(use()))
+
+
+def test_every_page_may_come_where_the_star_is_given(parrot):
+    with TestClient(create_app(parrot, ServeConfig(name="parrot", cors=("*",)))) as client:
+        for origin in ("https://any.example", "null"):
+            wanted = {"origin": origin, "access-control-request-method": "POST"}
+            preflight = client.options("/v1/chat/completions", headers=wanted)
+            assert preflight.status_code == 204
+            assert preflight.headers["access-control-allow-origin"] == "*"
+            answer = client.get("/v1/models", headers={"origin": origin})
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == "*"
+            assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_the_log_has_prompts_and_replies_where_asked_for(parrot, serve, caplog):
+    caplog.set_level(logging.INFO, "slm.access")
+    with serve(parrot, ServeConfig(name="parrot", log_text=True)) as server:
+        for changes in ({}, {"stream": True}):
+            httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, **changes}, timeout=30)
+        httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 200}, timeout=30)
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "slm.access"]
+    assert [line["reply"] for line in lines] == [[TEXT]] * 3
+    assert [line["prompt"] for line in lines][1:] == [lines[0]["prompt"], ["a"]]
+    assert "hello" in str(lines[0]["prompt"])
 
 
 def test_who_leaves_while_waiting_takes_no_place(server):

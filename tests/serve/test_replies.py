@@ -17,7 +17,9 @@ def test_no_two_tokens_share_a_name(parrot):
 
 def test_completions_logprobs_have_offsets_and_the_chosen_token(parrot):
     ids = parrot.tokenizer.encode("hé")
-    told = replies.text_logprobs(Names(parrot.tokenizer), [Said(i, -1.5, ((0, -0.5),)) for i in ids], offset=4)
+    place = replies.Place()
+    place.take(b"four")
+    told = replies.text_logprobs(Names(parrot.tokenizer), [Said(i, -1.5, ((0, -0.5),)) for i in ids], place)
     assert told["text_offset"] == [4, 5, 5][: len(ids)]
     assert all(-1.5 in top.values() and -0.5 in top.values() for top in told["top_logprobs"])
     assert replies.finite(float("-inf")) == -9999.0

@@ -132,6 +132,35 @@ def test_all_or_none_are_queued_and_none_while_draining(worker, parrot):
     worker(use, rows=1, waiting=2)
 
 
+def test_a_request_that_the_engine_refuses_ends_no_other(worker, parrot):
+    async def use(made):
+        good, bad = job(parrot), job(parrot)
+        bad.request = bad.request._replace(prompt=())
+        made.submit([good])
+        made.submit([bad])
+        assert isinstance((await collect(bad))[-1], ValueError)
+        assert text(await collect(good)) == TEXT
+
+    worker(use)
+
+
+def test_one_client_fills_no_line(worker, parrot):
+    Parrot.delay = 0.005
+
+    async def use(made):
+        made.submit([job(parrot, "greedy") for _ in range(3)])
+        with pytest.raises(ApiError) as error:
+            made.submit([job(parrot, "greedy")])
+        assert error.value.status == 429
+        for who in ("ada", "bob"):
+            made.submit([job(parrot, who)])
+        with pytest.raises(ApiError) as error:
+            made.submit([job(parrot, "cyd")])
+        assert error.value.status == 429, "the line of the others has an end as well"
+
+    worker(use, rows=1, waiting=2)
+
+
 def test_a_chatty_client_does_not_hold_up_another(worker, parrot):
     async def use(made):
         many = [job(parrot, "chatty") for _ in range(5)]
