@@ -100,7 +100,7 @@ def run(
     Raises:
         ValueError: a server did not start.
     """
-    loaded, threads = models.load(model, "cpu"), torch.get_num_threads()
+    loaded, threads = models.load(model, "cpu", decode="auto"), torch.get_num_threads()
     tasks = [make_task(loaded, fold_in(key, i)) for i in range(num_tasks)]
     note(f"{len(tasks)} requests answered by the model itself")
     with served.slm(model, threads, ("--max-queue", str(max(streams, 8)), *options)) as server:

@@ -108,9 +108,7 @@ async def _answer(
     flight = _take_off(request, state, form, order, prompts, constraint)
     if streams:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        events = _events(request, state, flight)
-        await anext(events)  # begun, so that it ends as well: a client may have left by now, and nobody would read it
-        return Stream(events, media_type="text/event-stream", headers=headers)
+        return Stream(_events(request, state, flight), media_type="text/event-stream", headers=headers)
     return Response(await _whole(request, state, flight))
 
 
@@ -219,12 +217,11 @@ async def _left(request: Asked) -> None:
 
 
 async def _events(request: Asked, state: State, flight: Flight) -> AsyncIterator[bytes]:
-    """The stream's events, behind an empty one that begins it."""
+    """The stream's events."""
     form, left, finish = flight.form, len(flight.jobs), "cancelled"
     told = {"usage": None} if flight.order.with_usage else {}
     places, written = [Place() for _ in flight.jobs], [""] * left
     try:
-        yield b""
         if form.opens:
             for index in range(left):
                 yield replies.chunk(form, flight.head, [replies.opening(index)], told)

@@ -6,7 +6,7 @@ Invariant: no error shows a traceback, a path of this machine or another client'
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from litestar import Request, Response
@@ -99,7 +99,10 @@ def no_text(request: Request[Any, Any, Any], _: UnicodeDecodeError) -> Response[
     return api_error(request, invalid("the body is not UTF-8", code="invalid_json"))
 
 
-BODY = {RecursionError: too_deep, UnicodeDecodeError: no_text}
+BODY: dict[int | type[Exception], Callable[[Request[Any, Any, Any], Any], Response[Any]]] = {
+    RecursionError: too_deep,
+    UnicodeDecodeError: no_text,
+}
 """What a body may do to those who read it: for every handler that has one."""
 
 
