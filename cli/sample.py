@@ -5,12 +5,16 @@ Invariant: the same model, prompt, settings and seed print the same text.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from slm_fn.cli import options
+
+if TYPE_CHECKING:
+    from slm_fn.infer.stream import Piece
 
 
 @click.command("sample")
@@ -67,23 +71,14 @@ def command(
     if speculate and constraint:
         raise click.UsageError("--speculate goes without a form for the reply")
     ids = talk.text_ids(loaded, prompt)
-    drafter = draft.drafter(loaded, speculate, device, raw) if speculate else None
-    rows = []
+    drafter = draft.drafter(loaded, speculate, device, raw, engine) if speculate else None
+    rows: list[dict[str, Any]] = []
     for i in range(num):
-        said, piece, seen = "", None, [Stats()]
-        told = (ids, config, seed + i, max_tokens, stops)
+        seen, told = [Stats()], (ids, config, seed + i, max_tokens, stops)
         pieces = draft.write(loaded, drafter, *told, seen.append) if drafter else talk.write(loaded, *told, constraint)
-        if not as_json:
-            click.echo(prompt, nl=False)
-        for piece in pieces:
-            said += piece.text
-            if stream and not as_json:
-                click.echo(piece.text, nl=False)
-        if not as_json:
-            click.echo("" if stream else said)
-        assert piece is not None, "the last piece tells how it ended"
+        said, last = _shown(pieces, prompt, stream, quiet=as_json)
         rows.append(
-            {"prompt": prompt, "text": said, "seed": seed + i, "num_tokens": piece.num_tokens, "finish": piece.finish}
+            {"prompt": prompt, "text": said, "seed": seed + i, "num_tokens": last.num_tokens, "finish": last.finish}
         )
         if drafter:
             rows[-1]["speculation"] = _told(seen[-1])
@@ -93,6 +88,21 @@ def command(
             )
     if as_json:
         options.print_json({"samples": rows})
+
+
+def _shown(pieces: Iterator[Piece], prompt: str, stream: bool, quiet: bool) -> tuple[str, Piece]:
+    """What was written behind the prompt, printed as it comes or whole, and the piece that tells how it ended."""
+    said, last = "", None
+    if not quiet:
+        click.echo(prompt, nl=False)
+    for last in pieces:
+        said += last.text
+        if stream and not quiet:
+            click.echo(last.text, nl=False)
+    if not quiet:
+        click.echo("" if stream else said)
+    assert last is not None, "the last piece tells how it ended"
+    return said, last
 
 
 def _told(stats: Any) -> dict[str, float]:

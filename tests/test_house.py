@@ -178,10 +178,15 @@ def test_the_readme_s_map_lists_every_file():
 def test_no_file_is_left_out_of_the_wheel():
     import tomllib
 
-    told = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    told = set(setup["packages"])
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in HOUSE}
     folders = {f"slm_fn.{folder}" if folder.startswith("cli") else folder for folder in folders}
     assert folders <= told
+    beside = {path for path in (ROOT / "slm_fn").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    for package, patterns in setup["package-data"].items():
+        beside -= {path for pattern in patterns for path in ROOT.joinpath(*package.split(".")).glob(pattern)}
+    assert not beside, "not in [tool.setuptools.package-data]"
 
 
 def named(path: Path) -> set[str]:

@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Medians over rounds. Shares are of the read rate: bytes of weights per token times tokens per second over it.
 
     `prefill`, `batch8` and `first_token` are of bf16; those of int8 and int4 have their names before them. First
-    tokens are those of 8 requests that come at once.
+    tokens are those of 8 requests that come at once. A speedup is that of 8 requests over one, both with their prompts.
     """
 
     read_gb_per_s: float
@@ -184,7 +184,7 @@ def _report(config: ModelConfig, work: Work, found: dict[str, list[Any]], repeat
         return statistics.median(r.pace.tok_per_s * r.bytes_per_token / r.read_bytes_per_s for r in found[name])
 
     def speedup(name: str) -> float:
-        return statistics.median(run.pace.batch8_tok_per_s / run.pace.tok_per_s for run in found[name])
+        return statistics.median(run.pace.batch8_tok_per_s / run.pace.request_tok_per_s for run in found[name])
 
     def ratio(name: str, peer: str, field: str) -> float:
         pairs = zip(found[name], found[peer], strict=True)

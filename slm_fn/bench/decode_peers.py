@@ -33,9 +33,13 @@ class Work(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """Tokens a second behind the first one, of 8 requests at once in all, of a prompt; first tokens of the 8."""
+    """Tokens a second: behind the first one, of one request with its prompt, of 8 such at once in all, of a prompt.
+
+    And milliseconds until the first tokens of those 8.
+    """
 
     tok_per_s: float
+    request_tok_per_s: float
     batch8_tok_per_s: float
     prefill_tok_per_s: float
     first_token_p50_ms: float
@@ -54,6 +58,7 @@ def pace(generate: Generate, work: Work) -> Pace:
     reading = statistics.median(generate(1, work.long_prompt, 1)[0] for _ in range(3))
     return Pace(
         tok_per_s=(work.new_tokens - 1) / (alone - first),
+        request_tok_per_s=work.new_tokens / alone,
         batch8_tok_per_s=8 * work.new_tokens / together,
         prefill_tok_per_s=work.long_prompt / reading,
         first_token_p50_ms=statistics.median(firsts) * 1e3,
@@ -69,10 +74,10 @@ def check(names: Sequence[str], gguf: Path | None) -> None:
     for name in names:
         if name not in KINDS:
             raise ValueError(f"--peer {name!r} is not one of {', '.join(KINDS)}")
-        if find_spec(KINDS[name]) is None:
-            raise ValueError(f"--peer {name}: {KINDS[name]} is not installed: pip install {KINDS[name]}")
         if name == "llama.cpp" and (gguf is None or not gguf.is_file()):
             raise ValueError("--peer llama.cpp: name a model file of this shape with --gguf FILE")
+        if find_spec(KINDS[name]) is None:
+            raise ValueError(f"--peer {name}: {KINDS[name]} is not installed: pip install {KINDS[name]}")
 
 
 def run(name: str, config: Any, gguf: Path | None, work: Work) -> Pace:

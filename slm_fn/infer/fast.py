@@ -1,7 +1,7 @@
 """The fastest `apply` for decoding here: compiled C++ for a step of few rows on a CPU, or the eager one, and why.
 
-Invariant: it gives what `gpt.apply` gives, within rounding; of a step with one token a row, each row's result is its
-own bit for bit, whatever the number of rows, of keys and of threads.
+Invariant: it gives what `gpt.apply` gives, within rounding; of a step of few tokens a row, each token's result is its
+own bit for bit, whatever the number of rows, of keys and of threads, and of tokens that are read with it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from slm_fn.nn.cache import Slots
 from slm_fn.nn.config import ModelConfig
 
 LANES = 16  # numbers of a vector in step.cpp: rows of matrices are whole vectors
+MANY = 16  # tokens of a row from which matrix products of PyTorch are faster
 ACTIVATIONS = {"swiglu": 0, "geglu": 1, "gelu": 1, "relu2": 2}
 VECTORS = ("attn_norm", "attn_norm_bias", "ffn_norm", "ffn_norm_bias", "norm", "norm_bias")
 SMALL = ("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias", "q_norm", "k_norm", "slopes")
@@ -69,7 +70,7 @@ class _Model(Structure):
 
 class _Call(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("rows", "threads", "stride_layer", "stride_row", "stride_place")),
+        *((name, c_int64) for name in ("rows", "each", "threads", "stride_layer", "stride_text", "stride_place")),
         *((name, c_void_p) for name in ("x", "cos", "sin", "lengths", "k", "v", "logits")),
     ]
 
@@ -131,31 +132,30 @@ def _bind(config: ModelConfig, params: Params, step: Callable[..., Any], plain: 
     described, kept = _describe(config, params)
     table = positions.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, config.context)
     weight = params["embed" if config.tied else "head"]
-    num_outputs = config.vocab_size
 
     def apply(given: Params, tokens: Tensor, past: Any = None, **asked: Any) -> tuple[Any, Any]:
-        step_of_one = isinstance(past, Slots) and tokens.shape[1] == 1
-        if not step_of_one or given is not params or asked.keys() - {"head"} or past.k.dtype != params["norm"].dtype:
+        few = isinstance(past, Slots) and tokens.shape[1] < MANY
+        if not few or given is not params or asked.keys() - {"head"} or past.k.dtype != params["norm"].dtype:
             return plain(given, tokens, past, **asked)
         head = asked.get("head", ops.logits)
-        own = head is ops.logits
-        x = gpt.enter(config, params, tokens, past.length[:, None]).float()
-        turns = positions.rope_table(past.length[:, None], table, torch.float32) if config.positions == "rope" else None
-        logits = torch.empty(len(tokens), 1, num_outputs) if own else None
-        _run(step, described, x, turns, past, logits)
+        places = past.length[:, None] + torch.arange(tokens.shape[1])
+        x = gpt.enter(config, params, tokens, places).float()
+        turns = positions.rope_table(places, table, torch.float32) if config.positions == "rope" else None
+        logits = torch.empty(*tokens.shape, config.vocab_size) if head is ops.logits else None
+        _run(step, described, x, turns, past, places, logits)
         softcap = {"softcap": config.logit_softcap} if config.logit_softcap else {}
         if logits is None:
             out = head(weight, x.to(params["norm"].dtype), **softcap)
         else:
             out = ops.capped(logits, config.logit_softcap)
-        return out, past._replace(length=past.length + 1)
+        return out, past._replace(length=past.length + tokens.shape[1])
 
     apply.kept = kept  # type: ignore[attr-defined]  # what the pointers point at lives as long as who reads it
     return apply
 
 
 def rows_are_alike(apply: Apply) -> bool:
-    """Whether a step of this `apply` gives each row the same bits whatever the number of rows and of keys."""
+    """Whether a step of this `apply` gives each token the same bits whatever the number of rows, tokens and keys."""
     return hasattr(apply, "kept")
 
 
@@ -165,18 +165,19 @@ def _run(
     x: Tensor,
     turns: tuple[Tensor, Tensor] | None,
     past: Slots,
+    places: Tensor,
     logits: Tensor | None,
 ) -> None:
     if past.k.stride() != past.v.stride() or past.k.stride()[3:] != (past.k.shape[4], 1):
         raise ValueError("slots: keys and values must lie alike, each place in one piece")
-    if int(past.length.max()) >= past.k.shape[2] or int(past.length.min()) < 0:
-        raise ValueError(f"slots: a row has no room for a token more in {past.k.shape[2]} places")
-    layer, row, place = past.k.stride()[:3]
-    lengths = past.length.contiguous()
+    if int(places.max()) >= past.k.shape[2] or int(places.min()) < 0:
+        raise ValueError(f"slots: a row has no room for {places.shape[1]} tokens more in {past.k.shape[2]} places")
+    if len(places) > past.k.shape[1]:
+        raise ValueError(f"slots: {len(places)} rows in {past.k.shape[1]} slots")
     call = _Call(
-        len(x), torch.get_num_threads(), layer, row, place,
+        places.numel(), places.shape[1], torch.get_num_threads(), *past.k.stride()[:3],
         x.data_ptr(), *((None, None) if turns is None else (half.data_ptr() for half in turns)),
-        lengths.data_ptr(), past.k.data_ptr(), past.v.data_ptr(), None if logits is None else logits.data_ptr(),
+        places.data_ptr(), past.k.data_ptr(), past.v.data_ptr(), None if logits is None else logits.data_ptr(),
     )  # fmt: skip
     step(byref(described), byref(call))
 

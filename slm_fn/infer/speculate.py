@@ -17,10 +17,11 @@ from torch import Tensor
 from slm_fn.core import random
 from slm_fn.core.random import Key
 from slm_fn.core.types import Apply, Params
-from slm_fn.infer import decode, sample
+from slm_fn.infer import decode, fast, sample
 from slm_fn.infer.engine import KEYS, ROWS, InitCache
 from slm_fn.infer.filters import Said
 from slm_fn.infer.sample import SampleConfig
+from slm_fn.infer.state import up
 from slm_fn.nn import cache as kv
 from slm_fn.nn.cache import Slots
 
@@ -279,12 +280,12 @@ def _forward(
 ) -> tuple[Tensor, Slots]:
     """Logits behind each of some tokens that follow the first `known` of the cache: what lies beyond is forgotten.
 
-    Rows and keys are padded as the engine pads them, where its products round a row the same among any others.
+    Tokens and keys are padded as the engine pads them, where its products round a row the same among any others.
     """
     device, room = cache.length.device, min(size, cache.k.shape[2]) - known
-    padding = [0] * (min(-(-len(ids) // ROWS) * ROWS, room) - len(ids))
+    padding = [0] * (min(up(len(ids), 1 if fast.rows_are_alike(apply) else ROWS), room) - len(ids))
     tokens = torch.tensor([[*ids, *padding]], device=device)
-    num_keys = -(-(known + tokens.shape[1]) // KEYS) * KEYS
+    num_keys = up(known + tokens.shape[1], KEYS)
     past = kv.view(cache, 1, num_keys)._replace(length=torch.tensor([known], device=device))
     logits, _ = apply(params, tokens, past)
     return logits[0, : len(ids)].float().cpu(), cache

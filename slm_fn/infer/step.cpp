@@ -1,4 +1,5 @@
-// One decoding step of a decoder on a CPU: every layer and the head for a few rows, a token each, in one call.
+// One decoding step of a decoder on a CPU: every layer and the head for a few rows in one call. A row is one token;
+// several in turn may follow the same text, to check guesses.
 //
 // A row's sums are taken in one order, whatever the number of rows and threads: its result is its own, bit for bit.
 // Weights are read as they lie, in float32, bfloat16, INT8 or INT4; everything else is float32.
@@ -42,10 +43,10 @@ struct Model {
 };
 
 struct Call {
-  int64_t rows, threads, stride_layer, stride_row, stride_place;
+  int64_t rows, each, threads, stride_layer, stride_text, stride_place;  // `each` rows in turn follow one text
   float* x;              // (rows, dim): the embedded tokens; behind the call, what the head sees
   const float *cos, *sin;  // (rows, channels / 2), or null
-  const int64_t* lengths;  // (rows)
+  const int64_t* lengths;  // (rows): how much of its text lies before a row
   uint8_t *k, *v;
   float* logits;  // (rows, outputs of the head), or null
 };
@@ -303,37 +304,42 @@ struct CacheBF16 {
   static T of(float x) { return narrow(x); }
 };
 
-// One query head of one row; the first of each group writes the new key and value. A head reads its own copy of these,
-// so that nobody waits for the writer.
+template <class T>
+static T* place(const Model& m, const Call& c, uint8_t* cache, int64_t layer, int64_t row, int64_t kv) {
+  return (T*)cache + layer * c.stride_layer + row / c.each * c.stride_text + kv * m.channels;
+}
+
+// The normed and turned head of a query or key.
+static void turn(const Model& m, const Call& c, int64_t layer, int64_t row, const float* gain, float* x) {
+  const int64_t C = m.channels;
+  if (gain) norm(x, x, C, gain + layer * C, nullptr, false, m.eps);
+  if (c.cos) rotate(x, C, c.cos + row * C / 2, c.sin + row * C / 2);
+}
+
+// One row's new key and value of one head, written where its text's lie.
 template <class Cache>
-static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t head, const float* q_in,
-                   const float* k_in, const float* v_in, float* y, float* scratch) {
+static void remember(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t kv, float* k, const float* v) {
   typedef typename Cache::T T;
-  const int64_t C = m.channels, group = m.heads / m.kv_heads, kv = head / group, length = c.lengths[row];
-  const int64_t from = m.window ? std::max<int64_t>(0, length - m.window + 1) : 0;
-  float *q = scratch, *k = q + C, *scores = k + C;
-  std::copy(q_in, q_in + C, q);
-  std::copy(k_in, k_in + C, k);
-  if (m.q_norm) {
-    norm(q, q, C, m.q_norm + layer * C, nullptr, false, m.eps);
-    norm(k, k, C, m.k_norm + layer * C, nullptr, false, m.eps);
-  }
-  if (c.cos) {
-    rotate(q, C, c.cos + row * C / 2, c.sin + row * C / 2);
-    rotate(k, C, c.cos + row * C / 2, c.sin + row * C / 2);
-  }
+  turn(m, c, layer, row, m.k_norm, k);
+  T* keys = place<T>(m, c, c.k, layer, row, kv) + c.lengths[row] * c.stride_place;
+  T* values = place<T>(m, c, c.v, layer, row, kv) + c.lengths[row] * c.stride_place;
+  for (int64_t i = 0; i < m.channels; i++) keys[i] = Cache::of(k[i]), values[i] = Cache::of(v[i]);
+}
+
+// One query head of one row, over what lies before the row and the row itself.
+template <class Cache>
+static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t head, float* q, float* y,
+                   float* scores) {
+  typedef typename Cache::T T;
+  const int64_t C = m.channels, kv = head / (m.heads / m.kv_heads), length = c.lengths[row];
+  const int64_t from = m.window ? std::max<int64_t>(0, length - m.window + 1) : 0, num = length - from + 1;
+  turn(m, c, layer, row, m.q_norm, q);
   for (int64_t i = 0; i < C; i++) q[i] *= (float)m.scale;
-  T* keys = (T*)c.k + layer * c.stride_layer + row * c.stride_row + kv * C;
-  T* values = (T*)c.v + layer * c.stride_layer + row * c.stride_row + kv * C;
-  T k_new[1024], v_new[1024];
-  for (int64_t i = 0; i < C; i++) k_new[i] = Cache::of(k[i]), v_new[i] = Cache::of(v_in[i]);
-  if (head % group == 0) {
-    std::copy(k_new, k_new + C, keys + length * c.stride_place);
-    std::copy(v_new, v_new + C, values + length * c.stride_place);
-  }
+  const T* keys = place<T>(m, c, c.k, layer, row, kv) + from * c.stride_place;
+  const T* values = place<T>(m, c, c.v, layer, row, kv) + from * c.stride_place;
   float most = -INFINITY;
-  for (int64_t p = from; p <= length; p++) {
-    const T* at = p == length ? k_new : keys + p * c.stride_place;
+  for (int64_t p = 0; p < num; p++) {
+    const T* at = keys + p * c.stride_place;
     float s = 0;
     if (C % W == 0) {
       V sums = {};
@@ -343,11 +349,10 @@ static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, in
       for (int64_t i = 0; i < C; i++) s += Cache::one(at[i]) * q[i];
     }
     if (m.softcap) s = (float)m.softcap * std::tanh(s / (float)m.softcap);
-    if (m.slopes) s -= m.slopes[head] * (float)(length - p);
-    scores[p - from] = s;
+    if (m.slopes) s -= m.slopes[head] * (float)(num - 1 - p);
+    scores[p] = s;
     most = std::max(most, s);
   }
-  const int64_t num = length - from + 1;
   for (int64_t p = num; p % W; p++) scores[p] = -INFINITY;
   V sums = {};
   for (int64_t p = 0; p < num; p += W) {
@@ -359,7 +364,7 @@ static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, in
   const float by = 1 / total(sums);
   std::fill(y, y + C, 0.f);
   for (int64_t p = 0; p < num; p++) {
-    const T* at = p + from == length ? v_new : values + (p + from) * c.stride_place;
+    const T* at = values + p * c.stride_place;
     const float s = scores[p] * by;
     int64_t i = 0;
     for (; i + W <= C; i += W) store(y + i, load<V>(y + i) + Cache::many(at + i) * s);
@@ -380,15 +385,16 @@ extern "C" void step(const Model* model, const Call* call) {
   for (int64_t r = 0; r < B; r++) longest = std::max(longest, c.lengths[r] + 1);
   // Every part begins where a vector may: a vector that lies across two cache lines costs two reads.
   const auto whole = [](int64_t n) { return (n + W - 1) / W * W; };
-  const int64_t heads_size = B * H * C, kv_size = whole(B * K * C), own = whole(B * D + 2 * C + longest + W);
+  const int64_t heads_size = B * H * C, kv_size = whole(B * K * C), own = whole(B * D + longest + W);
   std::vector<float> memory(2 * heads_size + 2 * kv_size + 2 * B * F + B * D + c.threads * own + W);
   float* q = (float*)(((uintptr_t)memory.data() + sizeof(V) - 1) / sizeof(V) * sizeof(V));
   float *y = q + heads_size, *k = y + heads_size, *v = k + kv_size, *up = v + kv_size;
   float *gate = up + B * F, *out = gate + B * F, *owned = out + B * D;
-  std::vector<Stage> stages(5 * m.layers + 2);
+  std::vector<Stage> stages(6 * m.layers + 2);
+  const bool half = m.cache_kind == BF16;
 #pragma omp parallel num_threads(c.threads)
   {
-    float *x = owned + omp_get_thread_num() * own, *scratch = x + B * D;
+    float *x = owned + omp_get_thread_num() * own, *scores = x + B * D;
     Stage* stage = stages.data();
     // Whoever takes a piece norms for itself: what is normed cannot change while a piece is left.
     const auto normed = [&](bool& ready, const float* gain, const float* bias, int64_t layer) {
@@ -406,10 +412,11 @@ extern "C" void step(const Model* model, const Call* call) {
         if (i < nq + nk) return linear(m.k, l, B, x, k, m.k_bias, piece(K * C, i - nq));
         linear(m.v, l, B, x, v, m.v_bias, piece(K * C, i - nq - nk));
       });
+      run(*stage++, B * K, [&](int64_t i) {
+        (half ? remember<CacheBF16> : remember<CacheF32>)(m, c, l, i / K, i % K, k + i * C, v + i * C);
+      });
       run(*stage++, B * H, [&](int64_t i) {
-        const int64_t row = i / H, head = i % H, kv = row * K + head / (H / K);
-        (m.cache_kind == BF16 ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, row, head, q + i * C, k + kv * C,
-                                                                    v + kv * C, y + i * C, scratch);
+        (half ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, i / H, i % H, q + i * C, y + i * C, scores);
       });
       run(*stage++, pieces(D), [&](int64_t i) {
         linear(m.o, l, B, y, out, m.o_bias, piece(D, i));

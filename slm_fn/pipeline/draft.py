@@ -20,15 +20,20 @@ from slm_fn.pipeline.model import Model
 NGRAM = "ngram"
 
 
-def drafter(model: Model, how: str, device: torch.device | str = "cpu", raw: bool = False) -> Drafter:
+def drafter(
+    model: Model, how: str, device: torch.device | str = "cpu", raw: bool = False, decode: str = "auto"
+) -> Drafter:
     """Who guesses for a model: `ngram`, or the model, run or checkpoint folder of one with the same tokenizer.
+
+    Args:
+        decode: the engine of the smaller model's `apply`, as in `model.load`.
 
     Raises:
         FileNotFoundError, ValueError: no such folder, or its model speaks in other tokens.
     """
     if how == NGRAM:
         return speculate.ngram()
-    small = models.load(how, device, raw)
+    small = models.load(how, device, raw, decode=decode)
     if small.tokenizer.fingerprint != model.tokenizer.fingerprint:
         raise ValueError(f"{how}: has another tokenizer; a draft model needs the same one")
     return speculate.model(small.apply, small.init_cache, small.params, small.config.context)

@@ -32,11 +32,11 @@ def test_ours_generates_what_was_asked(monkeypatch):
         seconds, firsts = generate(8, 64, 3)
         asked.append((seconds, len(firsts)))
         assert 0 < max(firsts) < seconds
-        return Pace(1, 2, 3, 4)
+        return Pace(1, 2, 3, 4, 5)
 
     monkeypatch.setattr(decode_peers, "pace", watch)
     found = decode.contestant(TINY, None, "int8", "auto", WORK)
-    assert found.pace == Pace(1, 2, 3, 4)
+    assert found.pace == Pace(1, 2, 3, 4, 5)
     assert found.engine == "native"
     assert asked[0][1] == 8
 
@@ -54,18 +54,19 @@ def test_paces():
 
     found = decode_peers.pace(generate, Work(2048, prompt_tokens=100, new_tokens=11, long_prompt=400))
     assert found.tok_per_s == pytest.approx(1)
+    assert found.request_tok_per_s == pytest.approx(11 / 10.1)
     assert found.batch8_tok_per_s == pytest.approx(8 * 11 / 10.8)
     assert found.prefill_tok_per_s == pytest.approx(1000)
     assert found.first_token_p50_ms == pytest.approx(800)
 
 
 def test_report_and_its_lines():
-    own = [decode.Found(Pace(100 * i, 400, 1000, 50), 2e10, 10**8, "native") for i in (1, 2, 3)]
-    found = dict.fromkeys(decode.PRECISIONS, own) | {"transformers": [Pace(50, 100, 500, 40)] * 3}
+    own = [decode.Found(Pace(100 * i, 80 * i, 400, 1000, 50), 2e10, 10**8, "native") for i in (1, 2, 3)]
+    found = dict.fromkeys(decode.PRECISIONS, own) | {"transformers": [Pace(50, 40, 100, 500, 40)] * 3}
     report = decode._report(TINY, WORK, found, 3)
     assert report.bf16_tok_per_s == 200
     assert report.bf16_bandwidth_share == pytest.approx(1)
-    assert report.batch8_speedup == 2
+    assert report.batch8_speedup == 2.5
     assert report.peers[0].bf16_ratio == 4
     assert any("100%" in cell for row in decode.rows(report) for cell in row)
     assert decode.peer_rows(report)[0][-1] == "4.00 x"

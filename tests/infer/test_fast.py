@@ -74,6 +74,21 @@ def test_a_row_is_its_own_bit_for_bit(config, rough, kind):
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num", [2, 5, 15])
+def test_tokens_read_together_are_as_one_by_one_bit_for_bit(config, rough, same, shape, num):
+    config = gpt.check(msgspec.structs.replace(config, **SHAPES[shape]))
+    tokens = (torch.arange(3 * num) * 7 % 64).reshape(3, num)
+    for name, params in kinds(config, rough(config)).items():
+        apply = fast.choose(config, params, "native").apply
+        ours, slots = filled(config, params, 3, 32), filled(config, params, 3, 32)
+        together, ours = apply(params, tokens, ours)
+        for i in range(num):
+            one, slots = apply(params, tokens[:, i : i + 1], slots)
+            assert torch.equal(together[:, i : i + 1], one), name
+        assert same(tree.cast(ours, torch.float32), tree.cast(slots, torch.float32)), name
+
+
 def test_a_head_of_the_caller_sees_the_hidden_states(config, rough, gap):
     params = rough(config)
     slots = filled(config, params, 2, 16)
@@ -97,9 +112,12 @@ def test_everything_else_is_eager(config, rough, same):
 def test_a_full_row_is_refused_and_nothing_written(config, rough, same):
     params = rough(config)
     slots = filled(config, params, 2, 16)._replace(length=torch.tensor([3, 16]))
+    room_for_two = filled(config, params, 1, 16)._replace(length=torch.tensor([14]))
     before = tree.map(torch.clone, slots)
     with pytest.raises(ValueError, match="no room"):
         fast.choose(config, params, "native").apply(params, torch.tensor([[1], [2]]), slots)
+    with pytest.raises(ValueError, match="no room for 3 tokens"):
+        fast.choose(config, params, "native").apply(params, torch.ones(1, 3, dtype=torch.long), room_for_two)
     assert same(slots, before)
 
 

@@ -213,3 +213,12 @@ def test_the_probe_keeps_what_the_whole_order_keeps(name, spread):
             kept = out > NEVER
             assert abs(int(kept.sum()) - num) <= 1 + num * 1e-4
             assert score[kept].min() >= score[~kept].max() - 1e-6
+
+
+@pytest.mark.parametrize("name", ["top_p", "typical_p"])
+def test_of_equals_in_the_probe_the_lower_ids_stay(name):
+    likely = [(7 * i) % 3001 for i in range(100)]
+    logits = torch.full((1, 3001), -40.0)
+    logits[0, likely] = 0.0
+    got = sample.chain(sample.stack([SampleConfig(temperature=1.0, **{name: 0.305})]))(logits)
+    assert (got[0] > NEVER).nonzero().flatten().tolist() == sorted(likely)[:31]

@@ -3,15 +3,17 @@
 from functools import partial
 from itertools import pairwise
 
+import msgspec
 import pytest
 import torch
 from laws.test_models import MODELS
 
-from slm_fn.core import random
-from slm_fn.infer import decode, speculate
+from slm_fn.core import random, tree
+from slm_fn.infer import decode, fast, speculate
 from slm_fn.infer.filters import Said
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.infer.speculate import Draft, Drafter, Stats
+from slm_fn.lift import quant
 from slm_fn.nn import cache, gpt, ops
 
 SIZE = 24
@@ -87,6 +89,23 @@ def test_certain_guesses_leave_every_seed_its_tokens(settings, config, rough):
         wanted = plain(config, params, seed=seed, config=SETTINGS[settings])
         for drafter in certain.values():
             assert guessed(config, params, drafter, seed=seed, config=SETTINGS[settings])[0] == wanted
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4 bfloat16"])
+def test_native_steps_round_a_guess_as_they_round_a_token(kind, config, rough):
+    config = msgspec.structs.replace(config, vocab_size=2048)
+    params = rough(config)
+    if kind.startswith("int"):
+        params = quant.quantize(params, quant.NAMED[kind.split()[0]], gpt.matrices(config).__contains__)
+    if kind.endswith("bfloat16"):
+        params = tree.cast(params, torch.bfloat16)
+    given = (fast.choose(config, params, "native").apply, partial(gpt.init_cache, config), params, PROMPT)
+    for settings in (GREEDY, SampleConfig(temperature=1.0)):
+        for seed in range(4):
+            told = {**TOLD, "config": settings, "seed": seed}
+            assert list(speculate.generate(*given, noise(params, 2048), **told)) == list(
+                decode.generate(*given, **told)
+            )
 
 
 def test_it_ends_where_plain_decoding_ends(config, rough):
