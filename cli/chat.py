@@ -76,7 +76,7 @@ def command(
             messages = _say(loaded, [*messages, Message("user", line)], partial(write, seed=seed + len(messages)))
 
 
-def _say(model: Model, messages: list[Message], write: Callable[[list[int]], Iterator[Piece]]) -> list[Message]:
+def _say(model: Model, messages: list[Message], write: Callable[..., Iterator[Piece]]) -> list[Message]:
     """Stream a reply and return the conversation with it; what failed is said and forgotten."""
     from slm_fn.pipeline import talk
     from slm_fn.text.chat import Message
@@ -87,7 +87,7 @@ def _say(model: Model, messages: list[Message], write: Callable[[list[int]], Ite
     said = ""
     click.echo(click.style("model ", bold=True), nl=False)
     try:
-        for piece in write(talk.chat_ids(model, fitted)):
+        for piece in write(talk.chat_ids(model, fitted), shared=talk.shared(model, fitted)):
             said += piece.text
             click.echo(options.printable(piece.text), nl=False)
     except ValueError as error:

@@ -127,7 +127,8 @@ def make_task(model: Model, key: Key) -> Task:
         ids = talk.chat_ids(model, messages)
     settings, seed = SETTINGS[fold_in(key, "settings") % len(SETTINGS)], fold_in(key, "seed") % (1 << 31)
     num = 1 + fold_in(key, "tokens") % max(min(64, room - len(ids) - 1), 1)
-    pieces = list(talk.write(model, ids, talk.sampling(model, settings), seed, num))
+    shared = talk.shared(model, messages)
+    pieces = list(talk.write(model, ids, talk.sampling(model, settings), seed, num, shared=shared))
     body = {
         "model": "served",
         "messages": [{"role": message.role, "content": message.content} for message in messages],

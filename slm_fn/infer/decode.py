@@ -34,18 +34,20 @@ def generate(
     stop_ids: Collection[int],
     size: int,
     constraint: Constraint | None = None,
+    shared: int = 0,
 ) -> Iterator[int]:
     """New tokens one by one, the stopping one included; ends at `max_tokens` or where the context of `size` is full.
 
     Args:
         constraint: the form that the reply must have; one that came to no end has no stopping token.
+        shared: as in `Request`, to read the prompt as a server does that knows its beginning.
 
     Raises:
         ValueError: the prompt leaves no room, or is empty.
     """
     engine = engines.make(apply, init_cache, params, EngineConfig(max_batch=1, size=size, prefix_tokens=0))
     stops = frozenset(stop_ids)
-    request = Request(tuple(prompt_ids), config, seed, max_tokens, stops, constraint=constraint)
+    request = Request(tuple(prompt_ids), config, seed, max_tokens, stops, constraint=constraint, shared=shared)
     check_request(request, size)
     tokens = ((token.id, token.finish) for token in run(engine, [request]))
     return (token for token, finish in tokens if token is not None and (token not in stops or finish == "stop"))

@@ -3,8 +3,8 @@
 Invariant: the i-th new token of a request is a function of the request and i: bit for bit, whatever else is decoded
 beside it, whenever it joined, and whether its prefix was known.
 
-How that holds. A prompt is read alone, in chunks counted from its beginning, so its numbers see no other row; a known
-chunk is a copy of what reading made. In a decoding step each kernel must treat a row the same among any others.
+How that holds. A prompt is read alone, in pieces that are cut by the request, so its numbers see no other row; a known
+piece is a copy of what reading made. In a decoding step each kernel must treat a row the same among any others.
 The native step (`fast`) does. Else, measured with PyTorch 2.13 on x86, 1 and 2 threads: MKL's float32 products do
 where rows come in multiples of 4; oneDNN's bfloat16 products do from 3 rows on; INT8's do for any number up to
 `device.FEW_ROWS`; softmax and weighted sums over keys do where keys come in multiples of 16. So rows are padded to
@@ -49,8 +49,8 @@ class Full(RuntimeError):
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of an engine.
 
-    `size` is the context of a row, `chunk` how many tokens of prompts are read at most in a step and how long the
-    pieces are that a known prefix is made of, `prefix_tokens` how many tokens of known prefixes are kept.
+    `size` is the context of a row, `chunk` how many tokens of prompts are read at most in a step, and in a piece;
+    `prefix_tokens` how many tokens of known prefixes are kept.
     """
 
     max_batch: int = 8
@@ -118,7 +118,7 @@ def init(engine: Engine, room: int | None = None) -> EngineState:
     shape = (like.shape[0], config.max_batch + engine.rows - 1, up(size, KEYS), *like.shape[3:])
     k, v = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
     slots = Slots(k, v, torch.zeros(shape[1], dtype=torch.long, device=like.device))
-    return EngineState(slots, (), Prefix(config.prefix_tokens // config.chunk))
+    return EngineState(slots, (), Prefix(config.prefix_tokens))
 
 
 def admit(engine: Engine, state: EngineState, key: int, request: Request) -> EngineState:
@@ -135,8 +135,8 @@ def admit(engine: Engine, state: EngineState, key: int, request: Request) -> Eng
     if len(state.rows) >= engine.config.max_batch:
         raise Full(f"all {engine.config.max_batch} rows are taken")
     matcher = request.constraint.start() if request.constraint is not None else None
-    named = prefix.names(request.prompt, engine.config.chunk) if state.known.room else ()
-    row = Row(key, request, names=named, turn=state.turn, matcher=matcher)
+    pieces = prefix.pieces(request.prompt, engine.config.chunk, request.shared)
+    row = Row(key, request, pieces, matcher, state.turn)
     return state._replace(rows=(*state.rows, row), turn=state.turn + 1)
 
 
@@ -181,16 +181,15 @@ def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Ro
     ended: list[tuple[Row, Tensor]] = []
     while waiting := [row for row in state.rows if row.filled < len(row.request.prompt)]:
         next_key = min(waiting, key=lambda row: row.turn).key
-        state, row = _recalled(engine, states.seated(state, next_key), next_key)
-        num = min(engine.config.chunk, len(row.request.prompt) - row.filled)
+        state, row = _recalled(states.seated(state, next_key), next_key)
+        piece = next((piece for piece in row.pieces if piece.end > row.filled), None)
+        num = (len(row.request.prompt) if piece is None else piece.end) - row.filled
         if num > budget:
             return state, ended
         budget -= num
-        logits = _read(engine, state.slots, row, num)
-        known = state.known
-        if num == engine.config.chunk and row.names:
-            name = row.names[row.filled // num]
-            known = prefix.keep(known, name, *states.part(state.slots, row.slot, row.filled, num))
+        logits, known = _read(engine, state.slots, row, num), state.known
+        if piece is not None:
+            known = prefix.keep(known, piece.name, *states.part(state.slots, row.slot, row.filled, num))
         row = row._replace(filled=row.filled + num, turn=state.turn, told=(*row.told, *_prompt_told(row, logits)))
         state = states.update(state._replace(known=known, turn=state.turn + 1), [row])
         if row.filled == len(row.request.prompt):
@@ -198,15 +197,19 @@ def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Ro
     return state, ended
 
 
-def _recalled(engine: Engine, state: EngineState, key: int) -> tuple[EngineState, Row]:
+def _recalled(state: EngineState, key: int) -> tuple[EngineState, Row]:
     """The state with a row's slot filled by what is known of its prompt. The last token is always read: for logits."""
-    row, known, num = states.row_of(state, key), state.known, engine.config.chunk
-    while row.names and row.filled + num < len(row.request.prompt) and not row.request.prompt_logprobs:
-        known, found = prefix.find(known, row.names[row.filled // num])
+    row, known = states.row_of(state, key), state.known
+    for piece in row.pieces:
+        if piece.end <= row.filled:
+            continue
+        if piece.end == len(row.request.prompt) or row.request.prompt_logprobs:
+            break
+        known, found = prefix.find(known, piece.name)
         if found is None:
             break
         states.put(state.slots, row.slot, row.filled, found)
-        row = row._replace(filled=row.filled + num, cached=row.cached + num)
+        row = row._replace(filled=piece.end, cached=row.cached + piece.end - row.filled)
     return states.update(state._replace(known=known), [row]), row
 
 

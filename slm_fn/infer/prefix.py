@@ -1,7 +1,7 @@
-"""The prefix cache: keys and values of whole chunks by the hash of all ids up to their end, least recently used first.
+"""The prefix cache: keys and values of pieces of prompts, by a hash of all that was read up to their end and how.
 
-Invariant: what is kept under a name was computed from exactly the ids in that name; there are never more tokens than
-there is room for.
+Invariant: what is kept under a name was computed from exactly the ids and the cuts in that name; there are never more
+tokens than there is room for.
 """
 
 from __future__ import annotations
@@ -15,41 +15,58 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Piece(NamedTuple):
+    """Part of a prompt that is read in one go: where it ends, and the name of all up to there."""
+
+    end: int
+    name: bytes
+
+
 class Prefix(NamedTuple):
-    """Chunks by name, the least recently used first; and for how many chunks there is room."""
+    """For how many tokens there is room; keys and values by name, the least recently used first."""
 
     room: int
-    chunks: Mapping[bytes, tuple[Tensor, Tensor]] = MappingProxyType({})
+    pieces: Mapping[bytes, tuple[Tensor, Tensor]] = MappingProxyType({})
 
 
-def names(ids: Sequence[int], chunk: int) -> tuple[bytes, ...]:
-    """A name for each whole chunk of some ids: a hash of everything up to its end.
+def pieces(ids: Sequence[int], chunk: int, shared: int = 0) -> tuple[Piece, ...]:
+    """The pieces that others may have too: whole chunks, and what is left of the first `shared` ids.
+
+    A name tells ids and cuts: kernels may round a token differently in another company.
 
     Example:
-        >>> a, b = names([1, 2, 3, 4, 5, 6, 7], 3), names([1, 2, 3, 0, 5, 6], 3)
-        >>> len(a), a[0] == b[0], a[1] == b[1]
-        (2, True, False)
+        >>> a, b = pieces([1, 2, 3, 4, 5, 6, 7, 8], 3, shared=4), pieces([1, 2, 3, 4, 0, 0, 0], 3, shared=4)
+        >>> [piece.end for piece in a]
+        [3, 4, 7]
+        >>> [x == y for x, y in zip(a, b)]
+        [True, True, False]
     """
-    told, hashed = [], hashlib.blake2b(digest_size=16)
-    for start in range(0, len(ids) - chunk + 1, chunk):
-        hashed.update(array("q", ids[start : start + chunk]).tobytes())
-        told.append(hashed.digest())
+    whole = range(chunk, shared + 1, chunk)
+    ends = [*whole, *([shared] if shared % chunk else []), *range(shared + chunk, len(ids) + 1, chunk)]
+    told, hashed, begin = [], hashlib.blake2b(digest_size=16), 0
+    for end in ends:
+        hashed.update(array("q", [end, *ids[begin:end]]).tobytes())
+        told.append(Piece(end, hashed.digest()))
+        begin = end
     return tuple(told)
 
 
 def find(prefix: Prefix, name: bytes) -> tuple[Prefix, tuple[Tensor, Tensor] | None]:
     """What is kept under a name, which is then the most recently used; None if nothing is."""
-    found = prefix.chunks.get(name)
-    return (prefix, None) if found is None else (_used(prefix, name, found), found)
+    held = dict(prefix.pieces)
+    found = held.pop(name, None)
+    return (prefix, None) if found is None else (prefix._replace(pieces={**held, name: found}), found)
 
 
 def keep(prefix: Prefix, name: bytes, k: Tensor, v: Tensor) -> Prefix:
-    """The cache with a copy of one chunk more, and without the least recently used where there is no room."""
-    if prefix.room < 1 or name in prefix.chunks:
+    """The cache with a copy of one piece more, and without the least recently used where there is no room."""
+    num = k.shape[1]
+    if num > prefix.room or name in prefix.pieces:
         return prefix
-    return _used(prefix, name, (k.clone(), v.clone()))
-
-
-def _used(prefix: Prefix, name: bytes, chunk: tuple[Tensor, Tensor]) -> Prefix:
-    others = [(key, value) for key, value in prefix.chunks.items() if key != name]
-    return prefix._replace(chunks=dict([*others[max(0, len(others) + 1 - prefix.room) :], (name, chunk)]))
+    held = dict(prefix.pieces)
+    free = prefix.room - sum(kept.shape[1] for kept, _ in held.values())
+    for oldest in prefix.pieces:
+        if free >= num:
+            break
+        free += held.pop(oldest)[0].shape[1]
+    return prefix._replace(pieces={**held, name: (k.clone(), v.clone())})

@@ -27,7 +27,8 @@ class Request(NamedTuple):
     """What one row is to do.
 
     `logprobs` is how many alternatives are told per new token (None: not even its own logarithm); `prompt_logprobs`
-    asks for the same of the prompt.
+    asks for the same of the prompt. The first `shared` tokens are those that other requests begin with too, as with a
+    system prompt: they are read apart, and once.
     """
 
     prompt: tuple[int, ...]
@@ -38,6 +39,7 @@ class Request(NamedTuple):
     logprobs: int | None = None
     prompt_logprobs: bool = False
     constraint: Constraint | None = None
+    shared: int = 0
 
 
 class Logprob(NamedTuple):
@@ -90,6 +92,8 @@ def check_request(request: Request, size: int, vocab_size: int | None = None) ->
         raise ValueError("a prompt needs at least one token")
     if request.max_tokens < 0:
         raise ValueError(f"max_tokens must be at least 0, got {request.max_tokens}")
+    if not 0 <= request.shared <= len(request.prompt):
+        raise ValueError(f"shared must be from 0 to the prompt's {len(request.prompt)} tokens, got {request.shared}")
     check_prompt(len(request.prompt), size, request.max_tokens)
     for token in (min(request.prompt), max(request.prompt)):
         if token < 0 or (vocab_size is not None and token >= vocab_size):

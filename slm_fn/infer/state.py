@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from slm_fn.infer.constrain import Matcher
-from slm_fn.infer.prefix import Prefix
+from slm_fn.infer.prefix import Piece, Prefix
 from slm_fn.infer.request import Logprob, Request
 from slm_fn.infer.sample import SampleConfig, Settings
 from slm_fn.nn.cache import Slots
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
     key: int
     request: Request
-    names: tuple[bytes, ...] = ()  # of the chunks of its prompt
+    pieces: tuple[Piece, ...] = ()  # of its prompt, but the last
     matcher: Matcher | None = None
     turn: int = 0  # when it was last read from
     slot: int = -1  # none yet

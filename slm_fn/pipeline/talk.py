@@ -34,6 +34,12 @@ def chat_ids(model: Model, messages: Sequence[Message]) -> list[int]:
     return chat.render(model.generation.template, model.tokenizer, messages, reply=True).ids
 
 
+def shared(model: Model, messages: Sequence[Message]) -> int:
+    """How many ids of such a conversation others begin with too: those of its system message."""
+    first = [message for message in messages[:1] if message.role == "system"]
+    return len(chat.render(model.generation.template, model.tokenizer, first).ids) if first else 0
+
+
 def sampling(model: Model, given: Mapping[str, Any]) -> SampleConfig:
     """The model's sampling defaults with some settings replaced."""
     return msgspec.structs.replace(model.generation.sampling, **given)
@@ -70,12 +76,14 @@ def write(
     max_tokens: int | None = None,
     stops: Sequence[str] = (),
     constraint: Constraint | None = None,
+    shared: int = 0,
 ) -> Iterator[Piece]:
     """What the model writes behind some ids, a piece per token; the last piece says why it ended.
 
     Args:
         max_tokens: None goes on to the end of the context.
         constraint: the form that the text must have; it has it if the last piece says `stop`.
+        shared: as in `engine.Request`: nothing but the last bits of some sums may depend on it.
 
     Raises:
         ValueError: before the first piece: the ids do not fit the context, or a setting is out of its range.
@@ -92,6 +100,7 @@ def write(
         stop_ids=model.stop_ids,
         size=size,
         constraint=constraint,
+        shared=shared,
     )
     return stream.pieces(tokens, model.tokenizer.token_bytes, model.stop_ids, stops)
 

@@ -24,6 +24,7 @@ from slm_fn.serve import access, gate, protocol, replies
 from slm_fn.serve import prompts as prompts_of
 from slm_fn.serve.config import ServeConfig
 from slm_fn.serve.errors import BODY, FAILED, ApiError
+from slm_fn.serve.prompts import Prompt
 from slm_fn.serve.protocol import Order
 from slm_fn.serve.replies import CHAT, DONE, PING, TEXT, Form, Part, Place
 from slm_fn.serve.requests import ChatRequest, CompletionRequest
@@ -55,10 +56,10 @@ async def chat(request: Asked, state: State, data: Annotated[ChatRequest, Body()
     """A reply to a conversation, whole or as a stream of server-sent events."""
     order = await _understand(request, state, data)
     messages = protocol.messages(data.messages)
-    prompts = await asyncio.to_thread(prompts_of.chat_prompts, state.model, messages, order)  # long texts take a while
+    prompt = await asyncio.to_thread(prompts_of.chat_prompt, state.model, messages, order)  # long texts take a while
     if state.config.log_text:
         access.account(request.scope)["prompt"] = messages
-    return await _answer(request, state, CHAT, order, prompts, bool(data.stream))
+    return await _answer(request, state, CHAT, order, [prompt], bool(data.stream))
 
 
 @post(
@@ -102,7 +103,7 @@ def check_name(state: State, name: str) -> None:
 
 
 async def _answer(
-    request: Asked, state: State, form: Form, order: Order, prompts: Sequence[list[int]], streams: bool
+    request: Asked, state: State, form: Form, order: Order, prompts: Sequence[Prompt], streams: bool
 ) -> Response[Any]:
     constraint = await asyncio.to_thread(prompts_of.constraint, state.model, order.grammar)
     flight = _take_off(request, state, form, order, prompts, constraint)
@@ -113,14 +114,14 @@ async def _answer(
 
 
 def _take_off(
-    request: Asked, state: State, form: Form, order: Order, prompts: Sequence[list[int]], constraint: Any
+    request: Asked, state: State, form: Form, order: Order, prompts: Sequence[Prompt], constraint: Any
 ) -> Flight:
     """Make the jobs of every choice of every prompt, pay for them, and queue them all or none."""
     config: ServeConfig = state.config
     model: Model = state.model
     who, pieces = gate.who(request), Pieces()
     jobs: list[Job] = []
-    for ids in prompts:
+    for ids, shared in prompts:
         for choice in range(order.choices):
             asked = requests.Request(
                 tuple(ids),
@@ -131,10 +132,11 @@ def _take_off(
                 order.logprobs,
                 order.echo and order.logprobs is not None,
                 constraint,
+                shared,
             )
             echo = model.tokenizer.decode(ids) if order.echo else None
             jobs.append(Job(len(jobs), asked, pieces, order.stops, echo, who, config.timeout))
-    num_prompt = sum(map(len, prompts))
+    num_prompt = sum(len(prompt.ids) for prompt in prompts)
     reserved = state.rate.take(who, num_prompt + sum(job.request.max_tokens for job in jobs))
     try:
         state.worker.submit(jobs)

@@ -6,7 +6,7 @@ Invariant: what is wrong with a request is told before anything of it is queued.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from slm_fn.infer import constrain
 from slm_fn.infer.constrain import Grammar
@@ -26,19 +26,27 @@ def bad_words(model: Model, words: Sequence[str]) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(ids) for ids in spelt if ids)
 
 
-def chat_prompts(model: Model, messages: Sequence[Any], order: Order) -> list[list[int]]:
+class Prompt(NamedTuple):
+    """The ids to go on from; the first `shared` of them others begin with too."""
+
+    ids: list[int]
+    shared: int = 0
+
+
+def chat_prompt(model: Model, messages: Sequence[Any], order: Order) -> Prompt:
     """The ids of a conversation that waits for its reply.
 
     Raises:
         ApiError: 400: no conversation, or longer than the context.
     """
     try:
-        return [_fitting(model, talk.chat_ids(model, messages), order, "messages")]
+        ids = _fitting(model, talk.chat_ids(model, messages), order, "messages")
+        return Prompt(ids, talk.shared(model, messages))
     except ValueError as error:
         raise invalid(str(error), "messages") from None
 
 
-def text_prompts(model: Model, prompts: Sequence[str | list[int]], order: Order) -> list[list[int]]:
+def text_prompts(model: Model, prompts: Sequence[str | list[int]], order: Order) -> list[Prompt]:
     """The ids of texts, and ids as they are.
 
     Raises:
@@ -52,7 +60,7 @@ def text_prompts(model: Model, prompts: Sequence[str | list[int]], order: Order)
             raise invalid(str(error), "prompt") from None
         if not ids or not all(0 <= token < size for token in ids):
             raise invalid(f"prompt: token ids go from 0 to {size - 1}, and there must be one", "prompt")
-        out.append(_fitting(model, ids, order, "prompt"))
+        out.append(Prompt(_fitting(model, ids, order, "prompt")))
     return out
 
 

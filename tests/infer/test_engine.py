@@ -76,6 +76,14 @@ def test_a_shared_beginning_is_read_once(parts):
     assert [row[0].prompt.cached_tokens for row in finish(made, *again)] == [0, 0]
 
 
+def test_a_short_beginning_that_is_named_is_read_once(made):
+    rows = finish(made, *(Request((1, 2, 3, *[own] * 9), GREEDY, max_tokens=1, shared=3) for own in (20, 21, 22)))
+    assert [row[0].prompt.cached_tokens for row in rows] == [0, 3, 3]
+    # Of the very same prompt the chunk behind it is known too, to whoever comes second.
+    rows = finish(made, *[Request((1, 2, 3, *[20] * 9), GREEDY, max_tokens=1, shared=3)] * 2)
+    assert sum(row[0].prompt.cached_tokens for row in rows) == 3 + 8
+
+
 def test_what_was_known_is_forgotten_where_there_is_no_room(made):
     state, found = engine.init(made), []
     for key, first in enumerate((1, 2, 1, 3, 1, 2)):  # room for two: 2 is the least recently used when 3 comes
@@ -83,7 +91,7 @@ def test_what_was_known_is_forgotten_where_there_is_no_room(made):
         state, told = run(made, state)
         ((token,),) = [tokens for tokens in told if tokens]
         found.append(token.prompt.cached_tokens)
-        assert len(state.known.chunks) <= 2
+        assert len(state.known.pieces) <= 2
     assert found == [0, 0, 8, 0, 8, 0]
 
 
@@ -110,6 +118,7 @@ def test_what_cannot_be_done_is_refused_before_it_is_begun(made):
         (Request((-1,)), "token -1"),
         (Request((1,), SampleConfig(top_p=2.0)), "top_p"),
         (Request((1,), max_tokens=-1), "max_tokens"),
+        (Request((1,), shared=2), "shared must be from 0 to the prompt's 1 tokens, got 2"),
     ):
         with pytest.raises(ValueError, match=why):
             engine.admit(made, state, 1, wrong)

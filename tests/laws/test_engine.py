@@ -41,7 +41,8 @@ prompts = st.builds(
     st.lists(st.integers(0, 47), min_size=1, max_size=14),
 )
 requests = st.builds(
-    Request,
+    lambda shared, **asked: Request(**asked, shared=min(shared, len(asked["prompt"]))),
+    shared=st.sampled_from([0, 0, 3, 7, 8, 18]),
     prompt=prompts,
     sampling=st.sampled_from(SETTINGS),
     seed=st.integers(0, 3),

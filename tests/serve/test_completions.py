@@ -167,6 +167,19 @@ def test_known_prefixes_are_told(client):
     assert [d.cached_tokens > 0 for d in details] == [False, True]
 
 
+def test_a_short_system_prompt_is_read_once_and_changes_no_reply(client, model):
+    system, known = {"role": "system", "content": "be brief"}, []
+    for said in ("hello", "how are you"):
+        answer = chat(client, messages=[system, {"role": "user", "content": said}], temperature=1, seed=2)
+        known.append(answer.usage.prompt_tokens_details.cached_tokens)
+        messages = [Message("system", "be brief"), Message("user", said)]
+        ids, shared = talk.chat_ids(model, messages), talk.shared(model, messages)
+        config = talk.sampling(model, {"temperature": 1.0})
+        alone = talk.write(model, ids, config, 2, 12, shared=shared)
+        assert answer.choices[0].message.content == "".join(piece.text for piece in alone)
+    assert known == [0, shared]
+
+
 def test_langchain_talks_streams_and_parses(server):
     llm = ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="rough", temperature=0, max_tokens=12)
     said = llm.invoke("hello").content
