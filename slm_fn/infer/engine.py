@@ -228,11 +228,11 @@ def _read(engine: Engine, slots: Slots, row: Row, num: int) -> Tensor:
     first = 0 if row.request.prompt_logprobs else num - 1 if last else num
 
     def head(weight: Any, hidden: Tensor, **caps: float) -> Tensor:
-        wanted = hidden[:, first:num]
+        wanted = hidden[0, first:num]  # of a slice in three dimensions PyTorch would make a copy of the whole weight
         return ops.logits(weight, wanted, **caps) if first < num else wanted
 
     logits, _ = engine.apply(engine.params, torch.tensor([ids], device=device), past, head=head)
-    return logits[0].float().cpu()
+    return logits.float().cpu()
 
 
 def _prompt_told(row: Row, logits: Tensor) -> tuple[Logprob, ...]:

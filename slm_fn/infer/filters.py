@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PROBES = (256, 2048)
-"""How many of the likeliest are ordered before the whole vocabulary is: 0.1 ms against 3.5 ms for 49152."""
+PROBE = 256
+"""How many of the likeliest are ordered before the whole vocabulary is: 0.06 ms against 0.2 ms for 49152."""
 
 BadWords = Sequence[Sequence[int]]
 
@@ -87,16 +88,14 @@ def bad_words(logits: Float[Tensor, "B V"], words: Sequence[BadWords], said: Seq
 def temperature(
     logits: Float[Tensor, "B V"], t: Float[Tensor, " B"], said: Sequence[Said] = ()
 ) -> Float[Tensor, "B V"]:
-    """Divide by `t`; 0 leaves the largest alone. Shifted so that the largest is 0, or a small `t` would overflow."""
+    """Divide by `t`, which is not 0. Shifted so that the largest is 0, or a small `t` would overflow."""
     del said
-    t = t.to(logits)[:, None]
-    best, at = logits.max(-1, keepdim=True)
-    if not bool((t > 0).any()):
-        return torch.full_like(logits, float("-inf")).scatter(-1, at, 0.0)
-    scaled = (logits - best) / t.clamp(min=1e-30)
-    if bool((t > 0).all()):
-        return scaled
-    return torch.where(t > 0, scaled, torch.full_like(logits, float("-inf")).scatter(-1, at, 0.0))
+    return (logits - logits.amax(-1, keepdim=True)) / t.to(logits)[:, None].clamp(min=1e-30)
+
+
+def greedy(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    """Temperature 0: leave the largest alone, of equals the lowest id."""
+    return torch.full_like(logits, float("-inf")).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
 
 
 def top_k(logits: Float[Tensor, "B V"], k: Int[Tensor, " B"], said: Sequence[Said] = ()) -> Float[Tensor, "B V"]:
@@ -165,10 +164,18 @@ def largest(scores: Float[Tensor, "B V"], num: int) -> Int[Tensor, "B N"]:
         >>> largest(torch.tensor([[1.0, 3.0, 1.0, 3.0]]), 3)
         tensor([[1, 3, 0]])
     """
-    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0: the two zeros are equal
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers in the order of the numbers
-    keys = (ordered << 32) - torch.arange(scores.shape[-1], device=scores.device)
-    return keys.topk(num).indices
+    return _ids(_ranks(scores).topk(num, largest=False).values)
+
+
+def _ranks(scores: Float[Tensor, "B V"]) -> Int[Tensor, "B V"]:
+    """Integers that grow as scores fall, of equals with the id, which they hold: no two of a row are equal."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
+    falling = ~(bits ^ (bits >> 31 & 0x7FFFFFFF))  # as integers, against the order of the numbers
+    return (falling.long() << 32) + torch.arange(scores.shape[-1], device=scores.device)
+
+
+def _ids(ranks: Int[Tensor, "*B N"]) -> Int[Tensor, "*B N"]:
+    return ranks & 0xFFFFFFFF
 
 
 def _fewest(
@@ -178,29 +185,23 @@ def _fewest(
     mass: Float[Tensor, " B"],
 ) -> Float[Tensor, "B V"]:
     """Keep tokens by falling score, of equals the lower id first, until their probabilities reach `mass`."""
-    size = logits.shape[-1]
-    out = torch.full_like(logits, float("-inf"))
-    rows = torch.arange(len(logits), device=logits.device)
-    for probe in (*(probe for probe in PROBES if probe < size), size):
-        score = scores[rows]
-        if probe < size:
-            order = score.topk(probe, sorted=False).indices.sort().values
-            order = order.gather(-1, score.gather(-1, order).sort(descending=True, stable=True).indices)
-        else:
-            order = score.sort(descending=True, stable=True).indices
-        reached = probabilities[rows].gather(-1, order).cumsum(-1)
-        kept = torch.cat([torch.zeros_like(reached[:, :1]), reached[:, :-1]], -1) < mass[rows, None]
-        part = logits[rows].gather(-1, order).masked_fill(~kept, float("-inf"))
-        out = out.index_copy(0, rows, torch.full_like(score, float("-inf")).scatter(-1, order, part))
-        if probe == size:
-            break
-        # Of the equals of the last in the probe some may be outside: a row that keeps one of them is not decided.
-        ranked = score.gather(-1, order)
-        worst = ranked.gather(-1, kept.sum(-1, keepdim=True) - 1)
-        rows = rows[(worst <= ranked[:, -1:]).squeeze(-1)]
-        if not len(rows):
-            break
-    return out
+    ranks = _ranks(scores)
+    last, reached = _last(ranks.topk(min(PROBE, ranks.shape[-1]), largest=False).values, probabilities, mass)
+    for row in (~reached).nonzero().flatten().tolist():
+        one = slice(row, row + 1)
+        # NumPy orders integers 15 times as fast as PyTorch does, and each row by itself stays in the cache.
+        ordered = torch.from_numpy(np.sort(ranks[one].cpu().numpy())).to(ranks.device)
+        last[one], _ = _last(ordered, probabilities[one], mass[one])
+    return logits.masked_fill(ranks > last, float("-inf"))
+
+
+def _last(
+    ordered: Int[Tensor, "B N"], probabilities: Float[Tensor, "B V"], mass: Float[Tensor, " B"]
+) -> tuple[Int[Tensor, "B 1"], Bool[Tensor, " B"]]:
+    """The rank at which the sum of probabilities reaches `mass`, or the last one; and whether it does."""
+    short = (probabilities.gather(-1, _ids(ordered)).cumsum(-1) < mass[:, None]).sum(-1, keepdim=True)
+    num = ordered.shape[-1]
+    return ordered.gather(-1, short.clamp(max=num - 1)), short.squeeze(-1) < num
 
 
 def _told(histories: Iterator[Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from slm_fn.infer.filters import FILTERS, Said, largest
+from slm_fn.infer import filters
+from slm_fn.infer.filters import FILTERS, Said
 
 Link = Callable[[Tensor], Tensor]
 
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
 
     num_rows: int
     filters: tuple[Setting, ...]
+    greedy: tuple[int, ...]  # rows of temperature 0
 
 
 class Logprobs(NamedTuple):
@@ -91,18 +93,18 @@ def stack(configs: Sequence[SampleConfig]) -> Settings:
         ['temperature', 'top_k']
     """
     found: list[Setting] = []
-    greedy: set[int] = set()
+    greedy = tuple(row for row, config in enumerate(configs) if config.temperature == 0)
+    done: tuple[int, ...] = ()
     for name, filter in FILTERS.items():
+        if name == "temperature":  # the largest is left to a greedy row: it has no use for this filter and the next
+            done = greedy
         every = [getattr(config, name) for config in configs]
-        # One token is left to a greedy row: the filters behind the temperature have nothing to do.
-        rows = [row for row, value in enumerate(every) if value != filter.off and row not in greedy]
+        rows = [row for row, value in enumerate(every) if value != filter.off and row not in done]
         if rows:
             values = [every[row] for row in rows]
             numbers = isinstance(filter.off, int | float)
             found.append(Setting(name, torch.tensor(rows), torch.tensor(values) if numbers else tuple(values)))
-        if name == "temperature":
-            greedy = {row for row, value in enumerate(every) if value == 0}
-    return Settings(len(configs), tuple(found))
+    return Settings(len(configs), tuple(found), greedy)
 
 
 def chain(settings: Settings, said: Sequence[Said] = ()) -> Link:
@@ -114,22 +116,55 @@ def chain(settings: Settings, said: Sequence[Said] = ()) -> Link:
     Raises:
         ValueError: what rows have said is needed and not told.
     """
+    _check_said(settings, said)
+
+    def link(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        for name, rows, values in settings.filters:
+            told = [said[row] for row in rows.tolist()] if said else ()
+            logits = _some(logits, rows, FILTERS[name].apply, values, told)
+        return _some(logits, torch.tensor(settings.greedy, dtype=torch.long), filters.greedy)
+
+    return link
+
+
+def draw(
+    settings: Settings, said: Sequence[Said], logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """The next token of each row: what `choose` finds behind `chain`, on the CPU. A greedy row costs an argmax.
+
+    Raises:
+        ValueError: as `chain`.
+
+    Example:
+        >>> settings = stack([SampleConfig(temperature=0.0), SampleConfig(top_k=1)])
+        >>> draw(settings, (), torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0.3, 0.9]))
+        tensor([1, 0])
+    """
+    _check_said(settings, said)
+    # Row by row: what one needs stays in the cache of the processor, what many need is fetched anew from the system.
+    every = list(logits.cpu().split(1))
+    for name, rows, values in settings.filters:
+        for i, row in enumerate(rows.tolist()):
+            every[row] = FILTERS[name].apply(every[row], values[i : i + 1], said[row : row + 1])
+    return torch.cat(
+        [x.argmax(-1) if row in settings.greedy else choose(x, u[row : row + 1]) for row, x in enumerate(every)]
+    )
+
+
+def _check_said(settings: Settings, said: Sequence[Said]) -> None:
     needs = next((setting.name for setting in settings.filters if FILTERS[setting.name].reads_said), None)
     if needs and len(said) != settings.num_rows:
         raise ValueError(f"{needs} needs what each of {settings.num_rows} rows has said, got {len(said)}")
 
-    def link(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        for name, rows, values in settings.filters:
-            apply = FILTERS[name].apply
-            told = [said[row] for row in rows.tolist()] if said else ()
-            if len(rows) == settings.num_rows:
-                logits = apply(logits, values, told)
-            else:
-                at = rows.to(logits.device)
-                logits = logits.index_copy(0, at, apply(logits[at], values, told))
-        return logits
 
-    return link
+def _some(
+    logits: Float[Tensor, "B V"], rows: Int[Tensor, " N"], apply: Callable[..., Tensor], *args: Any
+) -> Float[Tensor, "B V"]:
+    """Some rows through a function, the others as they are."""
+    if len(rows) == len(logits):
+        return apply(logits, *args)
+    at = rows.to(logits.device)
+    return logits.index_copy(0, at, apply(logits[at], *args)) if len(rows) else logits
 
 
 def choose(logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -142,7 +177,6 @@ def choose(logits: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, 
         >>> choose(torch.tensor([[0.0, 0.0]]), torch.tensor([0.75]))
         tensor([1])
     """
-    # Row by row: what one needs stays in the cache of the processor, what many need is fetched anew from the system.
     return torch.cat([_choose(*row) for row in zip(logits.cpu().split(1), u.cpu().double().split(1), strict=True)])
 
 
@@ -160,6 +194,6 @@ def logprobs(logits: Float[Tensor, "B V"], chosen: Int[Tensor, " B"], num_top: i
         Logprobs(chosen=tensor([-0.6931]), ids=tensor([[0]]), values=tensor([[-0.6931]]))
     """
     every = logits.float().log_softmax(-1)
-    ids = largest(every, min(num_top, every.shape[-1]))
+    ids = filters.largest(every, min(num_top, every.shape[-1]))
     at = chosen.to(every.device)[:, None]
     return Logprobs(every.gather(-1, at).squeeze(-1), ids, every.gather(-1, ids))

@@ -34,7 +34,19 @@ def test_temperature_zero_is_greedy_whatever_u_is(logits):
 
 def test_a_greedy_row_costs_no_filter_behind_the_temperature():
     config = SampleConfig(temperature=0.0, top_k=3, top_p=0.5, typical_p=0.5, min_p=0.1)
-    assert [setting.name for setting in sample.stack([config]).filters] == ["temperature"]
+    assert sample.stack([config, SampleConfig(temperature=1.0)]) == (2, (), (0,))
+
+
+def test_greedy_rows_are_drawn_without_a_distribution_whatever_the_others_want(monkeypatch):
+    configs = [SampleConfig(temperature=0.0), SampleConfig(top_p=0.9), SampleConfig(temperature=0.0, logit_bias={3: 9.0})]
+    logits, u = random.normal(0, (3, 50)), torch.tensor([0.1, 0.5, 0.9])
+    want = sample.choose(sample.chain(sample.stack(configs))(logits), u)
+    plain, rows = sample.choose, []
+    monkeypatch.setattr(sample, "choose", lambda logits, u: rows.append(len(logits)) or plain(logits, u))
+    assert torch.equal(sample.draw(sample.stack(configs), (), logits, u), want)
+    assert rows == [1]
+    assert want[0] == logits[0].argmax()
+    assert want[2] == 3
 
 
 def test_filters_apply_together():
