@@ -141,14 +141,17 @@ def draw(
         tensor([1, 0])
     """
     _check_said(settings, said)
-    # Row by row: what one needs stays in the cache of the processor, what many need is fetched anew from the system.
-    every = list(logits.cpu().split(1))
+    links: list[list[tuple[Callable[..., Tensor], Any]]] = [[] for _ in range(settings.num_rows)]
     for name, rows, values in settings.filters:
         for i, row in enumerate(rows.tolist()):
-            every[row] = FILTERS[name].apply(every[row], values[i : i + 1], said[row : row + 1])
-    return torch.cat(
-        [x.argmax(-1) if row in settings.greedy else choose(x, u[row : row + 1]) for row, x in enumerate(every)]
-    )
+            links[row].append((FILTERS[name].apply, values[i : i + 1]))
+    found = []
+    # Row by row: what one needs stays in the cache of the processor, what many need is fetched anew from the system.
+    for row, x in enumerate(logits.cpu().split(1)):
+        for apply, value in links[row]:
+            x = apply(x, value, said[row : row + 1])
+        found.append(x.argmax(-1) if row in settings.greedy else choose(x, u[row : row + 1]))
+    return torch.cat(found)
 
 
 def _check_said(settings: Settings, said: Sequence[Said]) -> None:

@@ -38,7 +38,11 @@ def test_a_greedy_row_costs_no_filter_behind_the_temperature():
 
 
 def test_greedy_rows_are_drawn_without_a_distribution_whatever_the_others_want(monkeypatch):
-    configs = [SampleConfig(temperature=0.0), SampleConfig(top_p=0.9), SampleConfig(temperature=0.0, logit_bias={3: 9.0})]
+    configs = [
+        SampleConfig(temperature=0.0),
+        SampleConfig(top_p=0.9),
+        SampleConfig(temperature=0.0, logit_bias={3: 9.0}),
+    ]
     logits, u = random.normal(0, (3, 50)), torch.tensor([0.1, 0.5, 0.9])
     want = sample.choose(sample.chain(sample.stack(configs))(logits), u)
     plain, rows = sample.choose, []
