@@ -7,7 +7,7 @@ own bit for bit, whatever the number of rows, of keys and of threads, and of tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -128,18 +128,25 @@ def _lacks(config: ModelConfig, params: Params) -> str:
 
 
 def _bind(config: ModelConfig, params: Params, step: Callable[..., Any], plain: Apply) -> Apply:
-    step.argtypes, step.restype = [POINTER(_Model), POINTER(_Call)], None  # type: ignore[attr-defined]
+    step.argtypes, step.restype = [POINTER(_Model), POINTER(_Call)], c_int  # type: ignore[attr-defined]
     described, kept = _describe(config, params)
     table = positions.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, config.context)
     weight = params["embed" if config.tied else "head"]
 
     def apply(given: Params, tokens: Tensor, past: Any = None, **asked: Any) -> tuple[Any, Any]:
         few = isinstance(past, Slots) and tokens.shape[1] < MANY
-        if not few or given is not params or asked.keys() - {"head"} or past.k.dtype != params["norm"].dtype:
+        if (
+            not few
+            or not tokens.numel()
+            or given is not params
+            or asked.keys() - {"head"}
+            or past.k.dtype != params["norm"].dtype
+        ):
             return plain(given, tokens, past, **asked)
         head = asked.get("head", ops.logits)
         places = past.length[:, None] + torch.arange(tokens.shape[1])
-        x = gpt.enter(config, params, tokens, places).float()
+        _check(config, tokens, past, places)
+        x = gpt.enter(config, params, tokens, places).float().contiguous()
         turns = positions.rope_table(places, table, torch.float32) if config.positions == "rope" else None
         logits = torch.empty(*tokens.shape, config.vocab_size) if head is ops.logits else None
         _run(step, described, x, turns, past, places, logits)
@@ -159,6 +166,24 @@ def rows_are_alike(apply: Apply) -> bool:
     return hasattr(apply, "kept")
 
 
+def _check(config: ModelConfig, tokens: Tensor, past: Slots, places: Tensor) -> None:
+    """C++ asks no more where it reads and writes.
+
+    Raises:
+        ValueError: the slots are another model's, do not lie as they must, or have no room.
+    """
+    num_layers, num_slots, size, *heads = past.k.shape
+    if (num_layers, *heads) != (config.num_layers, config.num_kv_heads, config.head_dim):
+        raise ValueError(f"slots: of shape {tuple(past.k.shape)} are those of another model")
+    alike = all(a == b for a, b in ((getattr(x, at) for x in past[:2]) for at in ("shape", "dtype", "device")))
+    if not alike or past.k.stride() != past.v.stride() or past.k.stride()[3:] != (config.head_dim, 1):
+        raise ValueError("slots: keys and values must lie alike, each place in one piece")
+    if not len(places) == len(tokens) <= num_slots:
+        raise ValueError(f"slots: {len(tokens)} rows of tokens, {len(places)} lengths, {num_slots} slots")
+    if int(places.max()) >= size or int(places.min()) < 0:
+        raise ValueError(f"slots: a row has no room for {places.shape[1]} tokens more in {size} places")
+
+
 def _run(
     step: Callable[..., Any],
     described: _Model,
@@ -168,18 +193,13 @@ def _run(
     places: Tensor,
     logits: Tensor | None,
 ) -> None:
-    if past.k.stride() != past.v.stride() or past.k.stride()[3:] != (past.k.shape[4], 1):
-        raise ValueError("slots: keys and values must lie alike, each place in one piece")
-    if int(places.max()) >= past.k.shape[2] or int(places.min()) < 0:
-        raise ValueError(f"slots: a row has no room for {places.shape[1]} tokens more in {past.k.shape[2]} places")
-    if len(places) > past.k.shape[1]:
-        raise ValueError(f"slots: {len(places)} rows in {past.k.shape[1]} slots")
     call = _Call(
         places.numel(), places.shape[1], torch.get_num_threads(), *past.k.stride()[:3],
         x.data_ptr(), *((None, None) if turns is None else (half.data_ptr() for half in turns)),
         places.data_ptr(), past.k.data_ptr(), past.v.data_ptr(), None if logits is None else logits.data_ptr(),
     )  # fmt: skip
-    step(byref(described), byref(call))
+    if step(byref(described), byref(call)):
+        raise MemoryError(f"no memory for a step of {places.numel()} tokens")
 
 
 def _describe(config: ModelConfig, params: Params) -> tuple[_Model, list[Tensor]]:

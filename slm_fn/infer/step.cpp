@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -377,9 +378,7 @@ static void add(float* x, const float* y, int64_t rows, int64_t n, Share s) {
     for (int64_t i = s.begin; i < s.end; i++) x[r * n + i] += y[r * n + i];
 }
 
-extern "C" void step(const Model* model, const Call* call) {
-  const Model& m = *model;
-  const Call& c = *call;
+static void decode(const Model& m, const Call& c) {
   const int64_t B = c.rows, D = m.dim, C = m.channels, H = m.heads, K = m.kv_heads, F = m.hidden;
   int64_t longest = 0;
   for (int64_t r = 0; r < B; r++) longest = std::max(longest, c.lengths[r] + 1);
@@ -451,4 +450,13 @@ extern "C" void step(const Model* model, const Call* call) {
       std::copy(x, x + B * D, c.x);
     });
   }
+}
+
+extern "C" int step(const Model* model, const Call* call) {  // not 0: there was no memory, and nothing was written
+  try {
+    decode(*model, *call);
+  } catch (const std::exception&) {
+    return 1;
+  }
+  return 0;
 }

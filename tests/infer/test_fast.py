@@ -1,10 +1,13 @@
 """The native step: what the eager one gives, for every option; rows, keys and threads that change no bit; refusals."""
 
+from ctypes import byref
+from pathlib import Path
+
 import msgspec
 import pytest
 import torch
 
-from slm_fn.core import random, tree
+from slm_fn.core import native, random, tree
 from slm_fn.infer import fast
 from slm_fn.lift import quant
 from slm_fn.lift.quant import QuantConfig
@@ -119,6 +122,36 @@ def test_a_full_row_is_refused_and_nothing_written(config, rough, same):
     with pytest.raises(ValueError, match="no room for 3 tokens"):
         fast.choose(config, params, "native").apply(params, torch.ones(1, 3, dtype=torch.long), room_for_two)
     assert same(slots, before)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "error"),
+    [
+        (2, {"length": torch.zeros(3, dtype=torch.long)}, "2 rows of tokens, 3 lengths"),
+        (3, {"length": torch.zeros(1, dtype=torch.long)}, "3 rows of tokens, 1 lengths"),
+        (3, {"length": torch.zeros(3, dtype=torch.long)}, "3 lengths, 2 slots"),
+        (2, {"length": torch.tensor([0, -1])}, "no room"),
+        (2, {"v": torch.zeros(2, 2, 16, 2, 8, dtype=torch.bfloat16)}, "must lie alike"),
+        (2, {"v": torch.zeros(2, 2, 15, 2, 8)}, "must lie alike"),
+        (2, {"k": torch.zeros(2, 2, 16, 8, 2).mT}, "must lie alike"),
+        (2, {"k": torch.zeros(1, 2, 16, 2, 8)}, "another model"),
+        (2, {"k": torch.zeros(2, 2, 16, 4, 8)}, "another model"),
+    ],
+)
+def test_slots_that_would_be_read_beyond_their_end_are_refused(config, rough, rows, changes, error):
+    params = rough(config)
+    slots = filled(config, params, 2, 16)._replace(**changes)
+    with pytest.raises(ValueError, match=error):
+        fast.choose(config, params, "native").apply(params, torch.ones(rows, 1, dtype=torch.long), slots)
+
+
+def test_no_memory_is_an_error_and_no_end_of_the_program(config, rough):
+    params = rough(config)
+    fast.choose(config, params, "native")
+    step = native.load(Path(fast.__file__).with_name("step.cpp")).step
+    far = torch.tensor([2**58])
+    call = fast._Call(rows=1, each=1, threads=1, lengths=far.data_ptr())
+    assert step(byref(fast._describe(config, params)[0]), byref(call)) == 1
 
 
 def test_what_cannot_be_native_is_told(config, rough, monkeypatch):
