@@ -27,8 +27,8 @@ ROOM = 64
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--system", help="How the model should be.")
 @options.sampling
-@click.option("--max-tokens", default=256, show_default=True, help="Longest reply.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest reply.")
+@click.option("--seed", default=0, show_default=True, help="Of the whole conversation.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.quantize
 @options.engine

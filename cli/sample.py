@@ -5,6 +5,7 @@ Invariant: the same model, prompt, settings and seed print the same text.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 @click.command("sample")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="Text to continue.")
-@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest sample.")
 @options.sampling
 @click.option("--stop", "stops", multiple=True, help="End before this text. May be repeated.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the first sample; the next one's is one more.")
 @click.option("--greedy", is_flag=True, help="Always the likeliest token.")
-@click.option("--num", default=1, show_default=True, help="How many samples.")
-@click.option("--stream", is_flag=True, help="Print as it is written.")
+@click.option("--num", type=click.IntRange(1), default=1, show_default=True, help="How many samples.")
+@click.option("--stream", is_flag=True, help="Print as it is written; on a terminal that is so anyway.")
 @click.option("--speculate", metavar="ngram|MODEL", help="Who guesses ahead: n-grams, or a smaller model's folder.")
 @click.option("--raw", is_flag=True, help="The weights as trained, not their running average.")
 @options.quantize
@@ -62,8 +63,6 @@ def command(
     from slm_fn.pipeline import draft, talk
     from slm_fn.pipeline import model as models
 
-    if num < 1 or max_tokens < 1:
-        raise click.UsageError("--num and --max-tokens must be at least 1")
     loaded = models.load(model, device, raw, quantize=quantize, decode=engine)
     if greedy:
         sampling["temperature"] = 0.0
@@ -76,10 +75,12 @@ def command(
     for i in range(num):
         seen, told = [Stats()], (ids, config, seed + i, max_tokens, stops)
         pieces = draft.write(loaded, drafter, *told, seen.append) if drafter else talk.write(loaded, *told, constraint)
-        said, last = _shown(pieces, prompt, stream, quiet=as_json)
+        said, last = _shown(pieces, prompt, stream or sys.stdout.isatty(), quiet=as_json)
         rows.append(
             {"prompt": prompt, "text": said, "seed": seed + i, "num_tokens": last.num_tokens, "finish": last.finish}
         )
+        if constraint and last.finish == "length":
+            options.note(f"cut at {last.num_tokens} tokens: the form is not complete")
         if drafter:
             rows[-1]["speculation"] = _told(seen[-1])
             options.note(
@@ -93,12 +94,13 @@ def command(
 def _shown(pieces: Iterator[Piece], prompt: str, stream: bool, quiet: bool) -> tuple[str, Piece]:
     """What was written behind the prompt, printed as it comes or whole, and the piece that tells how it ended."""
     said, last = "", None
+    clean = options.printable if sys.stdout.isatty() else str
     if not quiet:
         click.echo(prompt, nl=False)
     for last in pieces:
         said += last.text
         if stream and not quiet:
-            click.echo(last.text, nl=False)
+            click.echo(clean(last.text), nl=False)
     if not quiet:
         click.echo("" if stream else said)
     assert last is not None, "the last piece tells how it ended"

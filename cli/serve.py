@@ -15,6 +15,7 @@ import click
 from slm_fn.cli import options
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+SECONDS = click.FloatRange(0, min_open=True)
 
 
 @click.command("serve")
@@ -33,11 +34,32 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may use the server. May be repeated."
 )
-@click.option("--allow-host", multiple=True, metavar="NAME", help="A name of this server, as behind a proxy.")
-@click.option("--rate-limit", "requests_per_minute", default=0, help="Requests per minute and key; 0: any number.")
-@click.option("--token-limit", "tokens_per_minute", default=0, help="Tokens per minute and key; 0: any number.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds that a reply may take.")
-@click.option("--drain", "drain_timeout", default=30.0, show_default=True, help="Seconds to end replies when stopped.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="A name of this server, as behind a proxy. May be repeated."
+)
+@click.option(
+    "--rate-limit",
+    "requests_per_minute",
+    type=click.IntRange(0),
+    default=0,
+    help="Requests per minute and key; 0: any number.",
+)
+@click.option(
+    "--token-limit",
+    "tokens_per_minute",
+    type=click.IntRange(0),
+    default=0,
+    help="Tokens per minute and key; 0: any number.",
+)
+@click.option("--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds that a reply may take.")
+@click.option(
+    "--drain",
+    "drain_timeout",
+    type=SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds to end replies when stopped.",
+)
 @click.option("--open-metrics", is_flag=True, help="/metrics wants no key.")
 @click.option("--log/--no-log", "logs", default=False, help="A line of JSON per request on standard error.")
 @click.option("--log-text", is_flag=True, help="Put what people write, and what they are told, into these lines.")
@@ -84,8 +106,16 @@ def command(
     app = create_app(load(model, device, raw, quantize=quantize, decode=engine), config)
     listener = listen.listen(host, port)
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"chat at http://{shown}:{listener.getsockname()[1]}/   (Ctrl+C stops)")
-    listen.server(app).run([listener])
+    address = f"http://{shown}:{listener.getsockname()[1]}/"
+
+    def announce(phase: str) -> None:
+        if phase == "ready":
+            click.echo(f"chat at {address}   (Ctrl+C stops)")
+        elif phase == "draining" and app.state.worker.active:
+            seconds = f"{config.drain_timeout:g} s"
+            options.note(f"stopping: what is being written may end, for {seconds}; Ctrl+C ends it at once")
+
+    listen.server(app, announce).run([listener])
     if app.state.worker.error is not None:
         raise app.state.worker.error
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from slm_fn.serve.config import ServeConfig
 from slm_fn.serve.worker import LEAVING, Worker
 
+Announce = Callable[[str], Any]
 FLUSH_SECONDS = 5  # for what is written to reach its readers, when all replies have ended
 
 
@@ -74,9 +76,10 @@ def protocol(settings: ServeConfig) -> type[H11Protocol]:
 class Server(uvicorn.Server):
     """uvicorn, whose first signal begins to drain and whose second stops at once."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, drain_timeout: float) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Worker, drain_timeout: float, announce: Announce) -> None:
         super().__init__(config)
-        self.worker, self.drain_timeout = worker, drain_timeout
+        self.worker, self.drain_timeout, self.announce = worker, drain_timeout, announce
+        self.announced = worker.phase
         self.draining_since: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -88,7 +91,10 @@ class Server(uvicorn.Server):
             self.worker.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: has what was accepted ended, or is its time up?"""
+        """Ten times a second: is there news of the worker? Has what was accepted ended, or is its time up?"""
+        if self.announced != self.worker.phase:
+            self.announced = self.worker.phase
+            self.announce(self.announced)
         self.should_exit = self.should_exit or self.worker.error is not None
         if self.draining_since is not None and not self.should_exit:
             late = time.monotonic() - self.draining_since > self.drain_timeout
@@ -98,8 +104,12 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def server(app: Litestar, **options: Any) -> Server:
-    """A server for an application of `create_app`; `run` it on sockets that listen, or on a `port`."""
+def server(app: Litestar, announce: Announce = lambda phase: None, **options: Any) -> Server:
+    """A server for an application of `create_app`; `run` it on sockets that listen, or on a `port`.
+
+    Args:
+        announce: told the worker's phases as they come: ready, then draining; or failed.
+    """
     settings: ServeConfig = app.state.config
     options = {"log_level": "warning", "server_header": False, "access_log": False, **options}
     config = uvicorn.Config(
@@ -111,11 +121,11 @@ def server(app: Litestar, **options: Any) -> Server:
         h11_max_incomplete_event_size=1 << 15,
         **options,
     )
-    return Server(config, app.state.worker, settings.drain_timeout)
+    return Server(config, app.state.worker, settings.drain_timeout, announce)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens: only then is the port known, and who reads the address may connect at once.
+    """A socket that listens: only then is the port known.
 
     Raises:
         ValueError: the address is taken or not this machine's.

@@ -100,6 +100,13 @@ def test_sample_refuses_nothing_to_do(folder, wrong):
     assert done.exit_code == 2
 
 
+def test_a_form_that_was_cut_is_told(folder):
+    cut = run(sample, folder, "--prompt", "to", "--regex", "[be]{9}", "--max-tokens", 3)
+    whole = run(sample, folder, "--prompt", "to", "--regex", "[be]{9}", "--max-tokens", 30)
+    assert cut.stderr == "cut at 3 tokens: the form is not complete\n"
+    assert whole.stderr == ""
+
+
 def saved(place):
     return [(m["role"], m["content"]) for m in json.loads(place.read_text())["messages"]]
 
@@ -164,6 +171,9 @@ def test_serve_prints_its_address_and_lets_a_reply_end_when_it_is_stopped(tmp_pa
     with serve(endless, "--port", 0) as process:
         try:
             url = process.stdout.readline().split()[2].rstrip("/")
+            assert httpx.get(f"{url}/health/ready", timeout=30).json() == {
+                "status": "ready"
+            }  # once the address is told
             assert httpx.get(f"{url}/health", timeout=30).json() == {"status": "ok", "model": "endless", "active": 0}
             assert httpx.get(f"{url}/health", headers={"host": "evil.example"}).status_code == 403
             body = {
@@ -182,7 +192,7 @@ def test_serve_prints_its_address_and_lets_a_reply_end_when_it_is_stopped(tmp_pa
             assert process.wait(20) == 0
         finally:
             process.kill()
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == "stopping: what is being written may end, for 30 s; Ctrl+C ends it at once\n"
 
 
 def test_serve_names_a_port_that_is_taken(folder):
