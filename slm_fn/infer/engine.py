@@ -113,7 +113,7 @@ def init(engine: Engine, room: int | None = None) -> EngineState:
         room: how many tokens a slot holds, if no request will be as long as the context.
     """
     config = engine.config
-    size = min(config.size, room or config.size)
+    size = min(config.size, (room or config.size) + TOKENS - 1)  # pieces are padded
     like = engine.init_cache(engine.params, 1, 1).k
     shape = (like.shape[0], config.max_batch + engine.rows - 1, up(size, KEYS), *like.shape[3:])
     k, v = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))

@@ -54,6 +54,13 @@ def test_a_row_is_what_it_would_be_alone(made, settings):
         assert row == generate(prompt, config=settings, seed=seed, stop_ids=(2, 11))
 
 
+@pytest.mark.parametrize("shared", [1, 37, 60])
+def test_a_shared_beginning_changes_no_token_however_little_room_is_left(made, shared):
+    _, generate, _ = made
+    prompt = [i % 20 for i in range(62)]  # its second piece, padded, would end beyond 64
+    assert generate(prompt, size=1024, max_tokens=2, shared=shared) == generate(prompt, size=1024, max_tokens=2)
+
+
 def test_seeds_decide(made):
     _, generate, _ = made
     draws = [tuple(generate([3], config=SampleConfig(temperature=1.5), seed=seed)) for seed in (1, 1, 2)]
