@@ -283,7 +283,7 @@ def _chosen(state: EngineState, rows: Sequence[Row], logits: Tensor) -> tuple[tu
     said = [Said(row.request.prompt, row.reply) for row in rows]
     allowed = constrain.link([row.matcher for row in rows])(logits)
     u = [random.uniform(random.fold_in(row.request.seed, len(row.reply)), (1,)) for row in rows]
-    return (configs, settings), sample.choose(sample.chain(settings, said)(allowed), torch.cat(u)).tolist()
+    return (configs, settings), sample.draw(settings, said, allowed, torch.cat(u)).tolist()
 
 
 def _finish(engine: Engine, row: Row) -> Finish | None:
