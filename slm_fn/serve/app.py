@@ -34,6 +34,7 @@ from slm_fn.pipeline.model import Model
 from slm_fn.serve import access, completions, errors, gate, routes
 from slm_fn.serve.config import ServeConfig, check
 from slm_fn.serve.errors import ApiError
+from slm_fn.serve.grammars import Grammars
 from slm_fn.serve.limits import TokenRate
 from slm_fn.serve.replies import Names
 from slm_fn.serve.worker import Worker
@@ -56,6 +57,7 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
             "name": config.name,
             "config": config,
             "worker": worker,
+            "grammars": Grammars(model.tokenizer, model.stop_ids, config.grammar_timeout),
             "rate": TokenRate(config.tokens_per_minute),
             "names": Names(model.tokenizer),
             "fingerprint": fingerprint(model.params),
@@ -123,6 +125,7 @@ async def _life(app: Litestar) -> AsyncIterator[None]:
         yield
     finally:
         sweeping.cancel()
+        await asyncio.to_thread(app.state.grammars.close)
         await asyncio.to_thread(app.state.worker.close)
 
 

@@ -105,7 +105,7 @@ def check_name(state: State, name: str) -> None:
 async def _answer(
     request: Asked, state: State, form: Form, order: Order, prompts: Sequence[Prompt], streams: bool
 ) -> Response[Any]:
-    constraint = await asyncio.to_thread(prompts_of.constraint, state.model, order.grammar)
+    constraint = order.grammar and await state.grammars.ready(order.grammar, gate.who(request))
     flight = _take_off(request, state, form, order, prompts, constraint)
     if streams:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -22,8 +22,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `hosts` are the names this server goes by (none: any), `cors` the origins whose pages may use it, `keys` the hashes
     of the API keys (none: open). `timeout` bounds one generation from its arrival to its last token, `body_timeout`
-    the arrival of a request's body, `head_timeout` that of its head, `send_timeout` the wait for a reader who does not
-    read, `drain_timeout` what is left to the replies under way once the server was told to stop.
+    the arrival of a request's body, `head_timeout` that of its head, `grammar_timeout` the reading of a schema or
+    grammar, `send_timeout` the wait for a reader who does not read, `drain_timeout` what is left to the replies under
+    way once the server was told to stop.
     """
 
     name: str = "model"
@@ -38,6 +39,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     requests_per_minute: Limit = 0
     tokens_per_minute: Limit = 0
     timeout: Seconds = 300.0
+    grammar_timeout: Seconds = 5.0
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 15.0
     send_timeout: Seconds = 30.0

@@ -1,4 +1,4 @@
-"""Prompts, words and forms to ids: what a tokenizer makes of a request, off the event loop, for it may take a while.
+"""Prompts and words to ids: what a tokenizer makes of a request, off the event loop, for it may take a while.
 
 Invariant: what is wrong with a request is told before anything of it is queued.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from slm_fn.infer import constrain
-from slm_fn.infer.constrain import Grammar
 from slm_fn.infer.request import ContextOverflow, check_prompt
 from slm_fn.pipeline import talk
 from slm_fn.pipeline.model import Model
@@ -70,13 +68,3 @@ def _fitting(model: Model, ids: list[int], order: Order, param: str) -> list[int
     except ContextOverflow as error:
         raise ApiError(400, str(error), "context_length_exceeded", param) from None
     return ids
-
-
-def constraint(model: Model, grammar: Grammar | None) -> Any:
-    """The grammar compiled, before the first byte is sent."""
-    if grammar is None:
-        return None
-    try:
-        return constrain.compile(model.tokenizer, model.stop_ids, grammar)
-    except ValueError as error:
-        raise invalid(str(error), "response_format", "unsupported_grammar") from None
