@@ -2,7 +2,8 @@
 // several in turn may follow the same text, to check guesses.
 //
 // A row's sums are taken in one order, whatever the number of rows and threads: its result is its own, bit for bit.
-// Weights are read as they lie, in float32, bfloat16, INT8 or INT4; everything else is float32.
+// Weights are read as they lie, in float32, bfloat16, INT8 or INT4. Everything else is float32, but what a matrix of a
+// bfloat16 model sees: bfloat16, where the processor multiplies pairs of it.
 
 #include <omp.h>
 #if defined(__AVX512F__)
@@ -90,8 +91,9 @@ static inline V fold1(V a, V b) {
   return PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
          PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
+static inline V join(V a, V b, V c, V d) { return fold4(fold8(a, b), fold8(c, d)); }
 static inline V totals(V a, V b, V c, V d) {  // in lanes 0 to 3
-  V four = fold4(fold8(a, b), fold8(c, d));
+  V four = join(a, b, c, d);
   four = fold2(four, four);
   return fold1(four, four);
 }
@@ -103,7 +105,6 @@ struct ReadF32 {
   const float* at;
   ReadF32(const Matrix& m, int64_t row) : at((const float*)m.data + row * m.inputs) {}
   V operator()(int64_t i) const { return load<V>(at + i); }
-  float finish(float sum) const { return sum; }
 };
 struct ReadBF16 {
   static constexpr int per_line = 2;
@@ -111,16 +112,13 @@ struct ReadBF16 {
   const uint16_t* at;
   ReadBF16(const Matrix& m, int64_t row) : at((const uint16_t*)m.data + row * m.inputs) {}
   V operator()(int64_t i) const { return wide(load<U16>(at + i)); }
-  float finish(float sum) const { return sum; }
 };
 struct ReadInt8 {
   static constexpr int per_line = 4;
   static int64_t size(int64_t n) { return n; }
   const int8_t* at;
-  float scale;
-  ReadInt8(const Matrix& m, int64_t row) : at((const int8_t*)m.data + row * m.inputs), scale(m.scale[row]) {}
+  ReadInt8(const Matrix& m, int64_t row) : at((const int8_t*)m.data + row * m.inputs) {}
   V operator()(int64_t i) const { return __builtin_convertvector(widen8(load<I8>(at + i)), V); }
-  float finish(float sum) const { return sum * scale; }
 };
 struct ReadInt4 {  // a group's first half lies in the low halves of its bytes
   static constexpr int per_line = 8;
@@ -141,49 +139,89 @@ struct ReadInt4 {  // a group's first half lies in the low halves of its bytes
     const I32 n = ((both >> (i & half ? 4 : 0)) & 15) - 8;
     return __builtin_convertvector(n, V) * scale[g] + zero[g];
   }
-  float finish(float sum) const { return sum; }
 };
 
+// How weights meet what they see: a vector of float32 at a time, or two of bfloat16.
+struct Singles {
+  typedef float X;
+  typedef V Lanes;
+  static constexpr int64_t step = W;
+  template <class Read>
+  static V weights(const Read& read, int64_t i) {
+    return read(i);
+  }
+  static V add(V sum, V w, V x) { return sum + w * x; }
+};
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;
+struct Pairs {
+  typedef uint16_t X;
+  typedef __m512bh Lanes;
+  static constexpr int64_t step = 2 * W;
+  template <class Read>
+  static Lanes weights(const Read& read, int64_t i) {
+    return (__m512bh)_mm512_cvtne2ps_pbh((__m512)read(i + W), (__m512)read(i));
+  }
+  static Lanes weights(const ReadBF16& read, int64_t i) { return load<Lanes>(read.at + i); }
+  static V add(V sum, Lanes w, Lanes x) { return (V)_mm512_dpbf16_ps((__m512)sum, w, x); }
+};
+#else
+constexpr bool PAIRS = false;
+#endif
+
+struct Seen {  // (rows, inputs)
+  const float* wide;
+  const uint16_t* half;  // the same, or null
+};
+
+constexpr int64_t AHEAD = 10240;  // bytes that are read while memory answers
+
 // y[r][o] = x[r] . weight[o] for N outputs and R rows.
-template <class Read, int N, int R>
-static inline void tile(const Matrix& m, int64_t first, int64_t o, const float* x, int64_t step_x, float* y,
-                        int64_t step_y) {
-  V sums[N][R] = {};
+template <class Math, class Read, int N, int R>
+static inline void tile(const Matrix& m, int64_t first, int64_t o, const typename Math::X* x, float* y) {
+  V sums[R * N] = {};  // those of a row beside each other
   const Read read[4] = {{m, first + o}, {m, first + o + (N > 1)}, {m, first + o + 2 * (N > 2)}, {m, first + o + 3 * (N > 3)}};
-  const int64_t ahead = 4 * Read::size(m.inputs);  // the next strip, which lies behind this one
-  for (int64_t i = 0; i < m.inputs; i += W) {
-    V xs[R];
-    for (int r = 0; r < R; r++) xs[r] = load<V>(x + r * step_x + i);
+  for (int64_t i = 0; i < m.inputs; i += Math::step) {
+    typename Math::Lanes xs[R];
+    for (int r = 0; r < R; r++) xs[r] = load<typename Math::Lanes>(x + r * m.inputs + i);
     for (int n = 0; n < N; n++) {
-      const V w = read[n](i);
-      if (i % (W * Read::per_line) == 0) __builtin_prefetch((const uint8_t*)read[n].at + Read::size(i) + ahead);
-      for (int r = 0; r < R; r++) sums[n][r] += w * xs[r];
+      const auto w = Math::weights(read[n], i);
+      if (i % (W * Read::per_line) == 0) __builtin_prefetch((const uint8_t*)read[n].at + Read::size(i) + AHEAD);
+      for (int r = 0; r < R; r++) sums[r * N + n] = Math::add(sums[r * N + n], w, xs[r]);
     }
   }
-  float found[N * R < W ? W : N * R];
-  if constexpr (N * R == W) {
-    const V* all = &sums[0][0];
-    V fours[4];
-    for (int i = 0; i < 4; i++, all += 4) fours[i] = fold4(fold8(all[0], all[1]), fold8(all[2], all[3]));
-    store(found, fold1(fold2(fours[0], fours[1]), fold2(fours[2], fours[3])));
-  } else if constexpr (N == 4) {
-    store(found, totals(sums[0][0], sums[1][0], sums[2][0], sums[3][0]));
+  const auto put = [&](int r, V found) {  // the first N lanes
+    if (m.kind == INT8)
+      for (int n = 0; n < N; n++) found[n] *= m.scale[first + o + n];
+    std::memcpy(y + r * m.outputs + o, &found, N * sizeof(float));
+  };
+  if constexpr (N == 2 && R == 8) {
+    const V left = fold2(join(sums[0], sums[1], sums[2], sums[3]), join(sums[4], sums[5], sums[6], sums[7]));
+    const V right = fold2(join(sums[8], sums[9], sums[10], sums[11]), join(sums[12], sums[13], sums[14], sums[15]));
+    V all = fold1(left, right);
+    if (m.kind == INT8) {
+      const float a = m.scale[first + o], b = m.scale[first + o + 1];
+      all *= V{a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b};
+    }
+    for (int r = 0; r < R; r++) std::memcpy(y + r * m.outputs + o, (float*)&all + 2 * r, 2 * sizeof(float));
   } else {
-    for (int r = 0; r < R; r++) found[r] = total(sums[0][r]);
+    for (int r = 0; r < R; r++) {
+      const V* own = sums + r * N;
+      put(r, totals(own[0], own[N > 1], own[2 * (N > 2)], own[3 * (N > 3)]));
+    }
   }
-  for (int n = 0; n < N; n++)
-    for (int r = 0; r < R; r++) y[r * step_y + o + n] = read[n].finish(found[n * R + r]);
 }
 
-template <class Read, int N>
-static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows, const float* x, float* y) {
+template <class Math, class Read, int N>
+static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows, const typename Math::X* x, float* y) {
   int64_t r = 0;
   if constexpr (N == 4)  // weights widened once for eight rows
     for (; r + 8 <= rows; r += 8)
       for (int half = 0; half < 4; half += 2)
-        tile<Read, 2, 8>(m, first, o + half, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
-  for (; r + 4 <= rows; r += 4) tile<Read, N, 4>(m, first, o, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
-  for (; r < rows; r++) tile<Read, N, 1>(m, first, o, x + r * m.inputs, m.inputs, y + r * m.outputs, m.outputs);
+        tile<Math, Read, 2, 8>(m, first, o + half, x + r * m.inputs, y + r * m.outputs);
+  for (; r + 4 <= rows; r += 4) tile<Math, Read, N, 4>(m, first, o, x + r * m.inputs, y + r * m.outputs);
+  for (; r + 2 <= rows; r += 2) tile<Math, Read, N, 2>(m, first, o, x + r * m.inputs, y + r * m.outputs);
+  for (; r < rows; r++) tile<Math, Read, N, 1>(m, first, o, x + r * m.inputs, y + r * m.outputs);
 }
 
 struct Share {
@@ -209,16 +247,24 @@ static void run(Stage& stage, int64_t num, Work work) {
     if (turn > 2000) std::this_thread::yield();
 }
 
-template <class Read>
-static void multiply(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, Share s) {
+template <class Math, class Read>
+static void strips(const Matrix& m, int64_t layer, int64_t rows, const typename Math::X* x, float* y, Share s) {
   const int64_t first = layer * m.outputs, end = s.end;
   int64_t o = s.begin;
-  for (; o + 4 <= end; o += 4) strip<Read, 4>(m, first, o, rows, x, y);
-  for (; o < end; o++) strip<Read, 1>(m, first, o, rows, x, y);
+  for (; o + 4 <= end; o += 4) strip<Math, Read, 4>(m, first, o, rows, x, y);
+  for (; o < end; o++) strip<Math, Read, 1>(m, first, o, rows, x, y);
+}
+
+template <class Read>
+static void multiply(const Matrix& m, int64_t layer, int64_t rows, Seen x, float* y, Share s) {
+#if defined(__AVX512BF16__)
+  if (x.half && m.inputs % Pairs::step == 0) return strips<Pairs, Read>(m, layer, rows, x.half, y, s);
+#endif
+  strips<Singles, Read>(m, layer, rows, x.wide, y, s);
 }
 
 // Some outputs of x @ weight.T + bias; x (rows, inputs), y (rows, outputs).
-static void linear(const Matrix& m, int64_t layer, int64_t rows, const float* x, float* y, const float* bias, Share s) {
+static void linear(const Matrix& m, int64_t layer, int64_t rows, Seen x, float* y, const float* bias, Share s) {
   if (m.kind == F32) multiply<ReadF32>(m, layer, rows, x, y, s);
   if (m.kind == BF16) multiply<ReadBF16>(m, layer, rows, x, y, s);
   if (m.kind == INT8) multiply<ReadInt8>(m, layer, rows, x, y, s);
@@ -373,6 +419,17 @@ static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, in
   }
 }
 
+static void narrow(const float* x, uint16_t* y, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512BF16__)
+  for (; i + W <= n; i += W) {
+    const auto sixteen = _mm512_cvtneps_pbh((__m512)load<V>(x + i));
+    std::memcpy(y + i, &sixteen, sizeof(sixteen));
+  }
+#endif
+  for (; i < n; i++) y[i] = narrow(x[i]);
+}
+
 static void add(float* x, const float* y, int64_t rows, int64_t n, Share s) {
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = s.begin; i < s.end; i++) x[r * n + i] += y[r * n + i];
@@ -384,29 +441,35 @@ static void decode(const Model& m, const Call& c) {
   for (int64_t r = 0; r < B; r++) longest = std::max(longest, c.lengths[r] + 1);
   // Every part begins where a vector may: a vector that lies across two cache lines costs two reads.
   const auto whole = [](int64_t n) { return (n + W - 1) / W * W; };
-  const int64_t heads_size = B * H * C, kv_size = whole(B * K * C), own = whole(B * D + longest + W);
+  const int64_t heads_size = B * H * C, kv_size = whole(B * K * C), widest = std::max(std::max(D, F), H * C);
+  const int64_t own = whole(B * D + longest + W) + whole(B * widest);
   std::vector<float> memory(2 * heads_size + 2 * kv_size + 2 * B * F + B * D + c.threads * own + W);
   float* q = (float*)(((uintptr_t)memory.data() + sizeof(V) - 1) / sizeof(V) * sizeof(V));
   float *y = q + heads_size, *k = y + heads_size, *v = k + kv_size, *up = v + kv_size;
   float *gate = up + B * F, *out = gate + B * F, *owned = out + B * D;
   std::vector<Stage> stages(6 * m.layers + 2);
-  const bool half = m.cache_kind == BF16;
+  const bool half = m.cache_kind == BF16, pairs = PAIRS && half;
 #pragma omp parallel num_threads(c.threads)
   {
     float *x = owned + omp_get_thread_num() * own, *scores = x + B * D;
+    uint16_t* halves = (uint16_t*)(x + own - whole(B * widest));
     Stage* stage = stages.data();
-    // Whoever takes a piece norms for itself: what is normed cannot change while a piece is left.
-    const auto normed = [&](bool& ready, const float* gain, const float* bias, int64_t layer) {
-      if (ready) return;
-      for (int64_t r = 0; r < B; r++)
-        norm(c.x + r * D, x + r * D, D, gain + layer * D, bias ? bias + layer * D : nullptr, m.layer_norm, m.eps);
+    // Whoever takes a piece norms and narrows for itself: what is seen cannot change while a piece is left.
+    const auto seen = [&](bool& ready, const float* from, int64_t n) {
+      if (pairs && !ready) narrow(from, halves, B * n);
       ready = true;
+      return Seen{from, pairs ? halves : nullptr};
+    };
+    const auto normed = [&](bool& ready, const float* gain, const float* bias, int64_t layer) {
+      for (int64_t r = 0; r < B && !ready; r++)
+        norm(c.x + r * D, x + r * D, D, gain + layer * D, bias ? bias + layer * D : nullptr, m.layer_norm, m.eps);
+      return seen(ready, x, D);
     };
     for (int64_t l = 0; l < m.layers; l++) {
       bool ready = false;
       const int64_t nq = pieces(H * C), nk = pieces(K * C);
       run(*stage++, nq + 2 * nk, [&](int64_t i) {
-        normed(ready, m.attn_norm, m.attn_norm_bias, l);
+        const Seen x = normed(ready, m.attn_norm, m.attn_norm_bias, l);
         if (i < nq) return linear(m.q, l, B, x, q, m.q_bias, piece(H * C, i));
         if (i < nq + nk) return linear(m.k, l, B, x, k, m.k_bias, piece(K * C, i - nq));
         linear(m.v, l, B, x, v, m.v_bias, piece(K * C, i - nq - nk));
@@ -417,13 +480,14 @@ static void decode(const Model& m, const Call& c) {
       run(*stage++, B * H, [&](int64_t i) {
         (half ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, i / H, i % H, q + i * C, y + i * C, scores);
       });
+      ready = false;
       run(*stage++, pieces(D), [&](int64_t i) {
-        linear(m.o, l, B, y, out, m.o_bias, piece(D, i));
+        linear(m.o, l, B, seen(ready, y, H * C), out, m.o_bias, piece(D, i));
         add(c.x, out, B, D, piece(D, i));
       });
       ready = false;
       run(*stage++, pieces(F), [&](int64_t i) {
-        normed(ready, m.ffn_norm, m.ffn_norm_bias, l);
+        const Seen x = normed(ready, m.ffn_norm, m.ffn_norm_bias, l);
         const Share hidden = piece(F, i);
         linear(m.up, l, B, x, up, m.up_bias, hidden);
         if (m.gate.data) linear(m.gate, l, B, x, gate, m.gate_bias, hidden);
@@ -435,15 +499,15 @@ static void decode(const Model& m, const Call& c) {
             for (int64_t i = 0; i < n; i++) u[i] *= g[i];
         }
       });
+      ready = false;
       run(*stage++, pieces(D), [&](int64_t i) {
-        linear(m.down, l, B, up, out, m.down_bias, piece(D, i));
+        linear(m.down, l, B, seen(ready, up, F), out, m.down_bias, piece(D, i));
         add(c.x, out, B, D, piece(D, i));
       });
     }
     bool ready = false;
     run(*stage++, c.logits ? pieces(m.head.outputs) : 0, [&](int64_t i) {
-      normed(ready, m.norm, m.norm_bias, 0);
-      linear(m.head, 0, B, x, c.logits, nullptr, piece(m.head.outputs, i));
+      linear(m.head, 0, B, normed(ready, m.norm, m.norm_bias, 0), c.logits, nullptr, piece(m.head.outputs, i));
     });
     run(*stage++, 1, [&](int64_t) {
       normed(ready, m.norm, m.norm_bias, 0);
