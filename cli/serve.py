@@ -103,7 +103,10 @@ def command(
     )
     if logs or config.log_text:
         _log_to_stderr()
-    app = create_app(load(model, device, raw, quantize=quantize, decode=engine), config)
+    loaded = load(model, device, raw, quantize=quantize, decode=engine)
+    if loaded.decoder is not None and engine == "auto":
+        options.note(f"decoding: {loaded.decoder.engine}, {loaded.decoder.reason}")
+    app = create_app(loaded, config)
     listener = listen.listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/"

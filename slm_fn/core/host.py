@@ -29,6 +29,11 @@ def processor() -> str:
     return _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
+def instructions() -> str:
+    """What the processor can do, in its own short words: one name may stand for many; nothing where nobody tells."""
+    return _line("/proc/cpuinfo", "flags") or _line("/proc/cpuinfo", "Features") or ""
+
+
 def total_memory() -> int | None:
     """How much memory the machine has, in bytes."""
     try:

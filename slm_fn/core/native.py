@@ -35,14 +35,20 @@ def load(source: Path) -> ctypes.CDLL:
         Unavailable: no compiler that can, or nowhere to keep what it makes.
     """
     lacking = devices.lacks_for_compiling(torch.device("cpu"))
-    compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if which(name)), "")
+    compiler = os.environ.get("CXX", "").strip() or next(
+        (name for name in ("g++", "clang++", "c++") if which(name)), ""
+    )
     if lacking or not compiler or os.name != "posix":
         raise Unavailable(lacking or "there is no g++ or clang++ on the path")
     try:
         command = shlex.split(compiler)
         version = subprocess.run([*command, "--version"], capture_output=True, check=True, timeout=60).stdout
         runtime = _openmp()
-        made_of = [source.read_bytes(), version, repr((command, FLAGS, host.processor(), runtime)).encode()]
+        made_of = [
+            source.read_bytes(),
+            version,
+            repr((command, FLAGS, host.processor(), host.instructions(), runtime)).encode(),
+        ]
         name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:32]
         library = _folder() / f"{source.stem}-{name}.so"
         if not library.is_file():
@@ -54,7 +60,7 @@ def load(source: Path) -> ctypes.CDLL:
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         raise Unavailable(f"{compiler} cannot compile {source.name}: {said[0] if said else error}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired) as error:  # a quote left open; no home
         raise Unavailable(f"{source.name} cannot be compiled here: {error}") from None
 
 
@@ -85,7 +91,8 @@ def _folder() -> Path:
     Raises:
         OSError: somebody else can.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm_fn"
+    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    root = (told if told.is_absolute() else Path.home() / ".cache") / "slm_fn"  # the XDG standard passes over others
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = root.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022:

@@ -19,8 +19,10 @@ from slm_fn.core import device as devices
 from slm_fn.core import jit, random, tree
 from slm_fn.core.grads import value_and_grad
 from slm_fn.core.types import LMBatch, Params, TrainState
+from slm_fn.infer import fast
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import attention, gpt
+from slm_fn.nn.cache import Slots
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim.recipes import OptimConfig
 from slm_fn.pipeline.ranks import Ranks
@@ -79,6 +81,7 @@ def examine(
         "repetition": partial(_repetition, place, determinism),
         "attention": partial(_attention, place),
         "precision": partial(_precision, place),
+        "decoding": partial(_decoding, place),
         **({"compile": partial(_compile, place)} if compile else {}),
         "room": partial(_room, place),
     }
@@ -219,6 +222,23 @@ def _precision(place: torch.device) -> Iterator[Finding]:
         else:
             worse: Status = "bad" if dtype == best else "note"
             yield Finding(name, worse, f"{apart[0]} differs from float32's by {apart[1]:.2g}, more than {COARSE:g}")
+
+
+def _decoding(place: torch.device) -> Iterator[Finding]:
+    """The engine that generates here: against the eager one, or why it is no other."""
+    params = tree.to_device(_rough(), place)
+    decoder = fast.choose(SHAPE, params)
+    if decoder.engine == "eager":
+        yield Finding("decoding", "note", f"eager: {decoder.reason}")
+        return
+    tokens = torch.arange(8, device=place).view(4, 2)
+    eager, found = (
+        apply(params, tokens, Slots(*gpt.init_cache(SHAPE, params, 4)))[0]
+        for apply in (partial(gpt.apply, SHAPE), decoder.apply)
+    )
+    gap = _gap(found, eager)
+    told = f"{decoder.engine}: logits differ from the eager engine's by {gap:.2g}"
+    yield Finding("decoding", "good" if gap < TOLERANCE else "bad", told)
 
 
 def _compile(place: torch.device) -> Iterator[Finding]:

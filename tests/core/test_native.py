@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -36,6 +38,14 @@ def test_another_source_is_another_library(source):
     assert native.load(source).twice(1) == 3
 
 
+def test_another_processor_of_the_same_name_has_a_library_of_its_own(source, monkeypatch):
+    native.load(source)
+    monkeypatch.setattr(native.host, "instructions", lambda: "sse2")
+    native.load.cache_clear()
+    native.load(source)
+    assert len(list((source.parent / "cache" / "slm_fn").glob("*.so"))) == 2
+
+
 def test_what_does_not_compile_is_told(source):
     source.write_text("this is no C++")
     with pytest.raises(native.Unavailable, match=r"cannot compile twice\.cpp"):
@@ -47,6 +57,32 @@ def test_no_compiler_is_told(source, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(native.Unavailable, match="compiler"):
         native.load(source)
+
+
+@pytest.mark.parametrize("compiler", ['g++ "', "/no/such/compiler", "false", "true"])
+def test_a_broken_compiler_is_told(source, monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(native.Unavailable, match="compile"):
+        native.load(source)
+
+
+def test_no_home_is_told(source, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native.Path, "home", nowhere)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    with pytest.raises(native.Unavailable, match="home directory"):
+        native.load(source)
+    assert not (source.parent / "relative").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_that_compile_at_once_both_have_it(source):
+    program = "import sys; from pathlib import Path; from slm_fn.core import native; "
+    program += "print(native.load(Path(sys.argv[1])).twice(21))"
+    both = [subprocess.Popen([sys.executable, "-c", program, source], stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == [b"42\n"] * 2
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(source):

@@ -21,6 +21,7 @@ def test_this_machine_is_well(here):
     assert found(here, "float32 step").status == "good"
     assert found(here, "three steps twice").detail.startswith("bit-equal")
     assert found(here, "attention backends").status == "good"
+    assert found(here, "decoding").detail.startswith("native: logits differ from the eager engine's by ")
     assert {"bfloat16", "float16", "disk", "memory, cpu"} <= {finding.check for finding in here.findings}
     assert here.healthy == all(finding.status != "bad" for finding in here.findings)
 
@@ -31,6 +32,24 @@ def test_a_kernel_that_computes_something_else_is_named(monkeypatch):
     (finding,) = doctor._attention(torch.device("cpu"))
     assert finding.status == "bad"
     assert "differs from plain matmul and softmax" in finding.detail
+
+
+def test_a_decoder_that_computes_something_else_is_named(monkeypatch):
+    right = doctor.fast.choose
+
+    def wrong(config, params):
+        made = right(config, params)
+        return made._replace(apply=lambda *args: (made.apply(*args)[0] * 1.01, None))
+
+    monkeypatch.setattr(doctor.fast, "choose", wrong)
+    (finding,) = doctor._decoding(torch.device("cpu"))
+    assert finding.status == "bad"
+
+
+def test_why_decoding_is_eager_is_told(monkeypatch):
+    monkeypatch.setattr(doctor.fast, "_lacks", lambda config, params: "there is no compiler")
+    (finding,) = doctor._decoding(torch.device("cpu"))
+    assert (finding.status, finding.detail) == ("note", "eager: there is no compiler")
 
 
 def test_a_run_that_does_not_repeat_names_its_first_leaf(monkeypatch):
