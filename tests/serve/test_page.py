@@ -263,3 +263,18 @@ def test_it_fits_is_legible_and_axe_finds_nothing(page, scheme, width):
         assert page.evaluate("document.querySelector('dialog[open]').scrollWidth") <= width
         page.keyboard.press("Escape")
         expect(page.get_by_role("button", name=name)).to_be_focused()
+
+
+def test_the_line_above_stays_however_long_the_conversation(page):
+    """Headings for screen readers alone must not make the page longer than the window."""
+    replies(page, content_type="text/event-stream", body=script("1. one\n   - two\n\n" + "line\n\n" * 60))
+    for _ in range(2):
+        say(page)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+    page.evaluate("document.querySelector('.log').scrollTop = 0")
+    assert page.evaluate("document.documentElement.scrollHeight - innerHeight") == 0
+    inner = page.locator(".assistant li ul").first
+    assert inner.evaluate("e => parseFloat(getComputedStyle(e).marginTop) / 16") == 0.25
+    assert (
+        page.locator(".assistant > .text > :first-child").first.evaluate("e => getComputedStyle(e).marginTop") == "0px"
+    )
