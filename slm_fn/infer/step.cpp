@@ -128,11 +128,10 @@ struct ReadInt4 {  // a group's first half lies in the low halves of its bytes
   int64_t half;
   int shift;
   ReadInt4(const Matrix& m, int64_t row)
-      : at(m.data + row * m.inputs / 2),
-        scale(m.scale + row * (m.inputs / m.group)),
-        zero(m.zero + row * (m.inputs / m.group)),
-        half(m.group / 2),
-        shift(__builtin_ctzll(m.group)) {}  // groups are powers of two
+      : at(m.data + row * m.inputs / 2), half(m.group / 2), shift(__builtin_ctzll(m.group)) {  // groups are powers of two
+    scale = m.scale + row * (m.inputs >> shift);
+    zero = m.zero + row * (m.inputs >> shift);
+  }
   V operator()(int64_t i) const {
     const int64_t g = i >> shift;
     const I32 both = widen8(load<U8>(at + g * half + (i & (half - 1))));
@@ -152,7 +151,7 @@ struct Singles {
   }
   static V add(V sum, V w, V x) { return sum + w * x; }
 };
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
 constexpr bool PAIRS = true;
 struct Pairs {
   typedef uint16_t X;
@@ -163,6 +162,21 @@ struct Pairs {
     return (__m512bh)_mm512_cvtne2ps_pbh((__m512)read(i + W), (__m512)read(i));
   }
   static Lanes weights(const ReadBF16& read, int64_t i) { return load<Lanes>(read.at + i); }
+  // What each of the 16 numbers of a group stands for is a table of one vector, in which its numbers are looked up.
+  [[gnu::always_inline]] static Lanes weights(const ReadInt4& read, int64_t i) {
+    const V numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    const int64_t g = i >> read.shift;
+    const __m256i sixteen = (__m256i)_mm512_cvtneps_pbh((__m512)(numbers * read.scale[g] + read.zero[g]));
+    const uint8_t* at = read.at + g * read.half + (i & (read.half - 1));
+    __m512i which;  // the lowest five bits of these count; the table has every number twice
+    if (read.half < step) {
+      const __m256i both = _mm256_cvtepu8_epi16(load<__m128i>(at));
+      which = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
+    } else {
+      which = _mm512_srli_epi16(_mm512_cvtepu8_epi16(load<__m256i>(at)), i & read.half ? 4 : 0);
+    }
+    return (Lanes)_mm512_permutexvar_epi16(which, _mm512_broadcast_i64x4(sixteen));
+  }
   static V add(V sum, Lanes w, Lanes x) { return (V)_mm512_dpbf16_ps((__m512)sum, w, x); }
 };
 #else
@@ -205,10 +219,9 @@ static inline void tile(const Matrix& m, int64_t first, int64_t o, const typenam
     }
     for (int r = 0; r < R; r++) std::memcpy(y + r * m.outputs + o, (float*)&all + 2 * r, 2 * sizeof(float));
   } else {
-    for (int r = 0; r < R; r++) {
-      const V* own = sums + r * N;
-      put(r, totals(own[0], own[N > 1], own[2 * (N > 2)], own[3 * (N > 3)]));
-    }
+#pragma GCC unroll 4  // else sums would lie in memory
+    for (int r = 0; r < R; r++)
+      put(r, totals(sums[r * N], sums[r * N + (N > 1)], sums[r * N + 2 * (N > 2)], sums[r * N + 3 * (N > 3)]));
   }
 }
 
