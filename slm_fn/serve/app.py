@@ -71,10 +71,19 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
         include_in_schema=False,
         opt={gate.PUBLIC: True},
     )
+    page.register(routes.page)
     open_metrics = {gate.PUBLIC: True} if config.open_metrics else {}
     figures = get("/metrics", opt=open_metrics, tags=["server"])(routes.metrics)
     handlers: list[Any] = [
-        *(completions.chat, completions.text, routes.models, routes.one_model, routes.health, routes.ready),
+        *(
+            completions.chat,
+            completions.text,
+            routes.models,
+            routes.one_model,
+            routes.health,
+            routes.alive,
+            routes.ready,
+        ),
         *(routes.tokenize, routes.detokenize, routes.tokenizer_info, figures, page),
     ]
     return Litestar(

@@ -6,6 +6,7 @@ Invariant: no error shows a traceback, a path of this machine or another client'
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
+MISSING = re.compile("Object missing required field `([^`]*)`")
 KINDS = {401: "authentication_error", 429: "rate_limit_error", 503: "overloaded_error"}
 
 
@@ -70,11 +72,11 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     """Litestar's own errors: unknown paths and methods, bodies that are too large or no JSON, rates exceeded."""
     if error.status_code >= 500:
         return any_error(request, error)
-    message, code, param = error.detail or "the request failed", None, None
+    message: str = error.detail or "the request failed"
+    code: str | None = None
+    param: str | None = None
     if isinstance(error.extra, list) and error.extra:
-        first = error.extra[0]
-        code, param = "invalid_value", str(first.get("key") or "") or None
-        message = f"{param or 'body'}: {first.get('message')}"
+        message, code, param = _found(str(error.extra[0].get("key") or ""), str(error.extra[0].get("message")))
     told = ApiError(error.status_code, message, code, param)
     if error.status_code == 429:
         told = _too_fast(error.headers or {})
@@ -82,6 +84,15 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     for name, value in (error.headers or {}).items():
         answer.headers.setdefault(name, value)
     return answer
+
+
+def _found(key: str, message: str) -> tuple[str, str, str | None]:
+    """Message, code and parameter for what validation found at `key`; `data` is Litestar's name for the whole body."""
+    path = [key] if key not in ("", "data") else []
+    if missing := MISSING.fullmatch(message):
+        param = ".".join([*path, missing[1]])
+        return f"{param} is missing", "missing_required_parameter", param
+    return f"{key if path else 'body'}: {message}", "invalid_value", key if path else None
 
 
 def _too_fast(headers: Mapping[str, str]) -> ApiError:

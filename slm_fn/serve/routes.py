@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from litestar import Request, Response, get, post
+from litestar import Request, Response, get, head, post
 from litestar.datastructures import State
 from litestar.params import Body, PathParameter
 
@@ -24,6 +24,16 @@ from slm_fn.serve.requests import DetokenizeRequest, TokenizeRequest
 async def health(state: State) -> dict[str, Any]:
     """Alive, and how many generations hold a place."""
     return {"status": "ok", "model": state.name, "active": state.worker.active}
+
+
+@head("/health", opt={PUBLIC: True}, include_in_schema=False)
+async def alive() -> None:
+    """What those ask who look every minute whether a server is there."""
+
+
+@head("/", include_in_schema=False)
+async def page() -> None:
+    """The same of the page: Litestar's own router answers HEAD for each of its files but for this one."""
 
 
 @get("/health/ready", opt={PUBLIC: True}, tags=["server"])

@@ -139,6 +139,19 @@ def test_bodies_that_are_no_request(server, body, status):
     assert answer.json()["error"]["message"]
 
 
+def test_what_is_missing_is_named(server):
+    for path, name in (("/v1/chat/completions", "messages"), ("/v1/completions", "prompt"), ("/detokenize", "tokens")):
+        error = httpx.post(f"{server.url}{path}", json={}).json()["error"]
+        assert (error["param"], error["code"]) == (name, "missing_required_parameter")
+        assert error["message"] == f"{name} is missing"
+
+
+def test_who_only_looks_whether_it_is_there(server):
+    for path, status in (("/", 200), ("/health", 200), ("/chat.js", 200), ("/nothing", 404), ("/v1/models", 405)):
+        answer = httpx.head(server.url + path)
+        assert (answer.status_code, answer.content) == (status, b"")
+
+
 def test_models_are_listed(client):
     listed = client.models.list().data
     assert [m.id for m in listed] == ["parrot"]

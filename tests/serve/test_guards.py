@@ -90,6 +90,8 @@ def test_what_changes_nothing_is_let_pass(ask, changes):
         ({"stop": [""]}, "stop"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"stop": {}}, "stop"),
     ],
 )
 def test_a_refused_parameter_is_named(ask, changes, param):

@@ -74,6 +74,20 @@ def test_a_reply_streams_and_is_never_markup(page, server):
     expect(page.locator("#model")).to_have_text("parrot")
 
 
+def test_no_script_can_write_markup_into_the_page(tab, server):
+    page = tab.context.browser.new_page()
+    page.goto(server.url)
+    attempt = "() => {{ try {{ {}; return 'done'; }} catch (error) {{ return error.name; }} }}"
+    sinks = [
+        "document.body.innerHTML = '<b>x</b>'",
+        "document.createElement('iframe').srcdoc = 'x'",
+        "document.createElement('script').src = 'dom.js'",
+        "trustedTypes.createPolicy('mine', {})",
+    ]
+    assert [page.evaluate(attempt.format(sink)) for sink in sinks] == ["TypeError"] * 4
+    page.close()
+
+
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_ends_the_generation_within_a_token(page, server, how):
     server.model.delay = 0.15
