@@ -24,5 +24,5 @@ def command() -> None:
     \b
     Example:
         slm bench train --peer transformers
-        slm bench tokenizer texts/
+        slm bench decode
     """

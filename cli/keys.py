@@ -26,7 +26,12 @@ def command() -> None:
 @FILE
 @click.option("--name", default="default", show_default=True, help="Whose key it is; limits and logs go by it.")
 def add(file: Path, name: str) -> None:
-    """Make a key, print it once, and add its hash to FILE."""
+    """Make a key, print it once, and add its hash to FILE.
+
+    \b
+    Example:
+        slm keys add keys.txt --name ada
+    """
     from slm_fn.serve import keys
 
     there = keys.read(file) if file.exists() and file.stat().st_size else ()
@@ -41,7 +46,12 @@ def add(file: Path, name: str) -> None:
 @command.command("list")
 @FILE
 def show(file: Path) -> None:
-    """The names in FILE, one a line."""
+    """The names in FILE, one a line.
+
+    \b
+    Example:
+        slm keys list keys.txt
+    """
     from slm_fn.serve import keys
 
     for stored in keys.read(file):
@@ -52,7 +62,12 @@ def show(file: Path) -> None:
 @FILE
 @click.argument("name")
 def remove(file: Path, name: str) -> None:
-    """Take a key out of FILE; a server that runs keeps it until it is started again."""
+    """Take a key out of FILE; a server that runs keeps it until it is started again.
+
+    \b
+    Example:
+        slm keys remove keys.txt ada
+    """
     from slm_fn.serve import keys
 
     there = keys.read(file)

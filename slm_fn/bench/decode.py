@@ -116,7 +116,7 @@ def run(
     config = SHAPE if model is None else models.describe_at(model).model
     decode_peers.check(peers, gguf)
     place = devices.resolve(device)
-    work = work or Work(config.vocab_size, threads=torch.get_num_threads(), device=str(place))
+    work = work or decode_peers.work_for(config.vocab_size, config.context, torch.get_num_threads(), str(place))
     calls: dict[str, Call] = {name: (contestant, (config, model, name, engine, work)) for name in PRECISIONS}
     calls |= {name: (decode_peers.run, (name, config, gguf, work)) for name in peers}
     return _report(config, work, rounds(calls, repeat, note, _told), repeat)

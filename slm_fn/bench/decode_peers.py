@@ -29,7 +29,20 @@ class Work(NamedTuple):
 
     def prompt(self, row: int, length: int) -> list[int]:
         """Ids for a row: other ones for each, the same for everybody."""
-        return [(7919 * (row + 1) + 104_729 * i) % (self.vocab_size - 512) + 256 for i in range(length)]
+        edge = min(256, self.vocab_size // 4)
+        return [(7919 * (row + 1) + 104_729 * i) % (self.vocab_size - 2 * edge) + edge for i in range(length)]
+
+
+def work_for(vocab_size: int, context: int, threads: int, device: str) -> Work:
+    """The usual work, or as much of it as a context has room for.
+
+    Example:
+        >>> work_for(4096, 256, 1, "cpu")[1:4], work_for(96, 64, 1, "cpu")[1:4]
+        ((64, 65, 255), (31, 32, 63))
+    """
+    usual = Work(vocab_size, threads=threads, device=device)
+    prompt, new = min(usual.prompt_tokens, (context - 1) // 2), min(usual.new_tokens, context // 2)
+    return usual._replace(prompt_tokens=prompt, new_tokens=new, long_prompt=min(usual.long_prompt, context - 1))
 
 
 class Pace(NamedTuple):

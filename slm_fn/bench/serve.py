@@ -105,6 +105,7 @@ def run(
     note(f"{len(tasks)} requests answered by the model itself")
     with served.slm(model, threads, ("--max-queue", str(max(streams, 8)), *options)) as server:
         pace = measure_pace(server, loaded, note)
+        note(f"{streams} clients come for {seconds:g} s")
         heard, memory = asyncio.run(_storm(server, tasks, streams, seconds, key))
         leaked = asyncio.run(_active(server))
         last = asyncio.run(_stopped(server, tasks, streams))
