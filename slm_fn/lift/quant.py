@@ -75,7 +75,7 @@ def quantize(params: Params, config: QuantConfig, where: Where) -> Params:
             return weight
         if config.bits == 8:
             return to_int8(weight)
-        if weight.shape[-1] % config.group or config.group % 2:
+        if config.group < 2 or config.group % 2 or weight.shape[-1] % config.group:
             raise ValueError(
                 f"{path} has rows of {weight.shape[-1]} numbers, which are no whole, even groups of {config.group}; "
                 "take another --group"

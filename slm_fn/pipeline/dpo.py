@@ -52,7 +52,7 @@ def dpo(
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
     with joined(device) as here:
-        model = models.load(init, here.device, dtype=torch.float32)
+        model = models.load_to_train(init, here.device)
         told = here.telling(note)
         read = partial(sources.read_pairs, check=sft.check_messages)
         rows, held_out = sft.gather(read, data, val, config.dpo.val_fraction, lambda row: row.prompt)

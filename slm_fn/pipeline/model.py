@@ -161,6 +161,17 @@ def load(
     return Model(told.model, params, tokenizer, read(place / GENERATION, Generation), decoder)
 
 
+def load_to_train(path: Path | str, device: torch.device | str) -> Model:
+    """`load` for who trains: in float32.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`; or the weights are quantised, and take no steps.
+    """
+    if describe_at(path).quant is not None:
+        raise ValueError(f"{path}: the weights are quantised, which cannot be trained; take the original")
+    return load(path, device, dtype=torch.float32)
+
+
 def _like(config: ModelConfig, how: QuantConfig | None) -> Params:
     """Parameters of the right shapes and dtypes, with no numbers in them yet."""
     like = tree.update_in(gpt.spec(config), lambda _, weight: torch.empty(weight.shape, device="meta"))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import torch
 
 from slm_fn.config import Config
 from slm_fn.core import files, random, tree
@@ -59,7 +58,7 @@ def sft(
         Interrupted: Ctrl+C or SIGTERM came; everything is saved.
     """
     with joined(device) as here:
-        model = models.load(init, here.device, dtype=torch.float32)
+        model = models.load_to_train(init, here.device)
         told = here.telling(note)
         read = partial(sources.read_chat, check=check_messages)
         conversations, held_out = gather(read, data, val, config.sft.val_fraction, lambda row: row.messages)

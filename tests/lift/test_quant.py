@@ -113,6 +113,7 @@ def test_what_is_multiplied_has_a_gradient():
     torch.testing.assert_close(found, quant.dense(leaf).sum(0).expand(5, -1))
 
 
-def test_groups_that_do_not_fit_are_told():
+@pytest.mark.parametrize("group", [32, 3, 1, 0, -2])
+def test_groups_that_do_not_fit_are_told(group):
     with pytest.raises(ValueError, match=r"blocks/q.*48.*--group"):
-        quant.quantize({"blocks": {"q": torch.ones(2, 4, 48)}}, QuantConfig(bits=4), lambda path: True)
+        quant.quantize({"blocks": {"q": torch.ones(2, 4, 48)}}, QuantConfig(bits=4, group=group), lambda path: True)

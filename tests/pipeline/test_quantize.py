@@ -8,8 +8,8 @@ import torch
 from slm_fn.core import tree
 from slm_fn.data import sources
 from slm_fn.lift.quant import Quant, QuantConfig
+from slm_fn.pipeline import dpo, quantize, sft
 from slm_fn.pipeline import model as models
-from slm_fn.pipeline import quantize
 from slm_fn.pipeline.pretrain import pretrain
 from slm_fn.train import checkpoint
 
@@ -60,10 +60,13 @@ def test_averaged_weights_are_taken_unless_raw(trained, tmp_path):
         assert torch.equal(models.load(tmp_path / str(flag), dtype=torch.float32).params["norm"], want)
 
 
-def test_refusals(trained, tmp_path):
+def test_refusals(road, trained, tmp_path):
     quantize.quantize(trained, QuantConfig(), tmp_path / "small")
     with pytest.raises(ValueError, match="quantised already"):
         quantize.quantize(tmp_path / "small", QuantConfig(), tmp_path / "smaller")
+    for stage in (sft.sft, dpo.dpo):
+        with pytest.raises(ValueError, match="small: the weights are quantised, which cannot be trained"):
+            stage(road.config, tmp_path / "small", [], tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="8 bits already"):
         models.load(tmp_path / "small", quantize=QuantConfig(bits=4))
     with pytest.raises(ValueError, match="the original itself"):
