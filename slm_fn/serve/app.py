@@ -60,6 +60,7 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
             "grammars": Grammars(model.tokenizer, model.stop_ids, config.grammar_timeout),
             "rate": TokenRate(config.tokens_per_minute),
             "names": Names(model.tokenizer),
+            "long_texts": asyncio.Semaphore(2),
             "fingerprint": fingerprint(model.params),
             "created": int(time.time()),
         }

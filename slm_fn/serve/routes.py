@@ -6,6 +6,7 @@ Invariant: nothing here waits for the worker.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from litestar import Request, Response, get, head, post
@@ -71,13 +72,19 @@ async def tokenize(state: State, data: Annotated[TokenizeRequest, Body()]) -> di
         raise invalid("give one of prompt, content and messages", "prompt")
     try:
         if data.messages is not None:
-            ids = await asyncio.to_thread(talk.chat_ids, state.model, protocol.messages(data.messages))
+            ids = await _long(state, talk.chat_ids, state.model, protocol.messages(data.messages))
         else:
             begins = data.add_special_tokens and data.prompt is not None
-            ids = await asyncio.to_thread(_ids, state, str(given[0]), begins)
+            ids = await _long(state, _ids, state, str(given[0]), begins)
     except ValueError as error:
         raise invalid(str(error), "messages" if data.messages is not None else "prompt") from None
     return {"tokens": ids, "count": len(ids), "max_model_len": state.model.config.context}
+
+
+async def _long(state: State, work: Callable[..., list[int]], *inputs: Any) -> list[int]:
+    """Texts of any length, a few at a time: the threads that read prompts are not for them alone."""
+    async with state.long_texts:
+        return await asyncio.to_thread(work, *inputs)
 
 
 def _ids(state: State, text: str, begins: bool) -> list[int]:

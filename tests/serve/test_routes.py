@@ -1,6 +1,9 @@
 """serve/routes.py: health, models, tokens to text and back, on a real port."""
 
+import asyncio
+
 import httpx
+import pytest
 
 from slm_fn.pipeline import talk
 
@@ -15,6 +18,14 @@ def test_tokens_there_and_back(server, parrot):
     for nothing_or_two in ({}, {"prompt": "a", "content": "b"}):
         assert httpx.post(f"{url}/tokenize", json=nothing_or_two).status_code == 400
     assert httpx.get(f"{url}/tokenizer_info").json()["eos_token"] == "<|end|>"
+
+
+def test_long_texts_to_tokens_hold_up_no_reply(server, monkeypatch):
+    monkeypatch.setattr(server.app.state, "long_texts", asyncio.Semaphore(0))  # as many as may be read are
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/tokenize", json={"prompt": "a"}, timeout=0.2)
+    asked = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 200
 
 
 def test_what_a_user_types_is_never_a_control_token(server, parrot):
