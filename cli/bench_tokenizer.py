@@ -26,8 +26,6 @@ def command(inputs: tuple[Path, ...], vocab_size: int, method: Any, repeat: int,
     Example:
         slm bench tokenizer texts/ --json
     """
-    import msgspec
-
     from slm_fn.bench import tokenizer
     from slm_fn.data import plays
 
@@ -35,9 +33,5 @@ def command(inputs: tuple[Path, ...], vocab_size: int, method: Any, repeat: int,
     report = tokenizer.run(paths, vocab_size, method, repeat, options.note)
     if as_json:
         options.print_json(report)
-        return
-    rows = [
-        [name, round(value, 2) if isinstance(value, float) else value]
-        for name, value in msgspec.structs.asdict(report).items()
-    ]
-    options.print_table("slm bench tokenizer", ["", ""], rows)
+    else:
+        options.print_table("slm bench tokenizer", ["", ""], tokenizer.rows(report))

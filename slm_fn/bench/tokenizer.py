@@ -92,6 +92,12 @@ def run(
     )
 
 
+def rows(report: Report) -> list[list[Any]]:
+    """The figures of a report, for a table."""
+    told = msgspec.structs.asdict(report).items()
+    return [[name, round(value, 2) if isinstance(value, float) else value] for name, value in told]
+
+
 def _read(paths: Sequence[Path]) -> list[str]:
     return [document.text for document in sources.read(paths)]
 

@@ -7,6 +7,7 @@ import pytest
 from slm_fn.bench import measure, tokenizer
 
 
+@pytest.mark.slow  # tests/cli/test_bench.py runs it once; every run starts five processes
 @pytest.mark.filterwarnings("ignore")
 def test_both_sides_are_measured_and_their_ids_compared(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("It's the 12 cats, and the hats of the bats.\n" * 300)
@@ -16,6 +17,7 @@ def test_both_sides_are_measured_and_their_ids_compared(tmp_path: Path) -> None:
     assert report.text_mb == pytest.approx(0.0132)
     figures = (report.train_mb_per_s, report.encode_mb_per_s, report.pack_mb_per_s, report.train_ratio_hf)
     assert all(figure > 0 for figure in figures)
+    assert ["train_ratio_hf", round(report.train_ratio_hf, 2)] in tokenizer.rows(report)
 
 
 def test_ratios_and_medians_are_over_rounds() -> None:

@@ -2,8 +2,10 @@
 
 import json
 
+import msgspec
 from click.testing import CliRunner
 
+from slm_fn.bench import tokenizer
 from slm_fn.cli import bench, bench_serve, bench_tokenizer, bench_train
 
 assert bench_serve.command.name == "serve"
@@ -30,14 +32,13 @@ def test_tokenizer_prints_its_figures(tmp_path):
         "peak_memory_mib",
     )
     assert all(isinstance(told[key], float) for key in keys)
+    assert all(told[key] > 0 for key in keys)
     assert told["identical_ids"]
+    assert told["engine"] == "gigatoken"
+    assert told["text_mb"] == 0.0084
+    shown = tokenizer.rows(msgspec.convert(told, tokenizer.Report))
+    assert ["train_ratio_hf", round(told["train_ratio_hf"], 2)] in shown
     assert "round 1 of 1" in done.stderr
-
-
-def test_a_table_for_people(tmp_path):
-    (tmp_path / "a.txt").write_text("the cat sat on the mat, and that was that\n" * 200)
-    done = call("tokenizer", tmp_path, "--vocab-size", 280, "--repeat", 1)
-    assert "train_ratio_hf" in done.stdout
 
 
 def test_train_prints_its_figures():

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from slm_fn.cli.main import main
+
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -21,6 +23,19 @@ def slm(*args, stdin=None, **env):
         env={**ENV, **env},
         timeout=240,
     )
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """A command without a process of its own, whose imports take seconds: exit status, output and errors."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["slm", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +73,12 @@ def test_help_is_quick_and_light():
     "command",
     ["demo", "device", "config show", "data prepare", "data pack", "data inspect", "tokenizer train",
      "tokenizer inspect", "tokenizer encode", "tokenizer decode", "tokenizer export", "pretrain", "sft", "dpo",
-     "eval ppl", "sample", "chat", "serve", "runs"],
+     "eval ppl", "sample", "chat", "serve", "quantize", "keys add", "bench decode", "bench serve", "runs"],
 )  # fmt: skip
-def test_every_command_shows_an_example(command):
-    done = slm(*command.split(), "--help")
-    assert done.returncode == 0
-    assert b"Example:" in done.stdout
+def test_every_command_shows_an_example(command, call):
+    code, out, _ = call(*command.split(), "--help")
+    assert code == 0
+    assert "Example:" in out
 
 
 @pytest.mark.parametrize(
@@ -80,57 +95,54 @@ def test_every_command_shows_an_example(command):
         (["pretend"], ["pretend"]),
     ],
 )
-def test_bad_input_is_a_line_and_exit_2(args, words, tmp_path):
-    done = slm(*args)
-    text = done.stderr.decode()
-    assert done.returncode == 2, text
+def test_bad_input_is_a_line_and_exit_2(args, words, call):
+    code, _, text = call(*args)
+    assert code == 2, text
     assert "Traceback" not in text
     assert all(word in text for word in words), text
     assert len([line for line in text.splitlines() if line.startswith("slm:")]) <= 1
 
 
-def test_an_empty_corpus_is_said(tmp_path, road):
+def test_an_empty_corpus_is_said(tmp_path, road, call):
     (tmp_path / "empty.txt").write_text("  \n")
     for args in (
         ["tokenizer", "train", tmp_path, "--out", tmp_path / "t.json"],
         ["data", "pack", "--tokenizer", road.tokenizer, "--in", tmp_path, "--out", tmp_path / "p"],
     ):
-        done = slm(*args)
-        assert done.returncode == 2
-        told = done.stderr.decode().splitlines()  # the file that was passed over, and that nothing is left
+        code, _, told = call(*args)
+        assert code == 2
+        told = told.splitlines()  # the file that was passed over, and that nothing is left
         assert len(told) == 2, told
         assert "empty.txt" in told[0]
         assert told[1].startswith("slm: the corpus is empty")
 
 
-def test_a_tokenizer_that_does_not_belong_is_said(tmp_path, road):
+def test_a_tokenizer_that_does_not_belong_is_said(tmp_path, road, call):
     pack = shutil.copytree(road.pack, tmp_path / "pack")
-    done = slm("tokenizer", "train", road.text, "--out", pack / "tokenizer.json", "--vocab-size", "300")
-    assert done.returncode == 0, done.stderr.decode()
-    done = slm("pretrain", road.config_file, "--data", pack, "--out", tmp_path / "run")
-    assert done.returncode == 2
-    assert "tokenizer" in done.stderr.decode()
-    assert len(done.stderr.decode().splitlines()) == 1, done.stderr.decode()
+    code, _, told = call("tokenizer", "train", road.text, "--out", pack / "tokenizer.json", "--vocab-size", "300")
+    assert code == 0, told
+    code, _, told = call("pretrain", road.config_file, "--data", pack, "--out", tmp_path / "run")
+    assert code == 2
+    assert "tokenizer" in told
+    assert len(told.splitlines()) == 1, told
 
 
-def test_a_truncated_checkpoint_is_said(tmp_path, trained):
+def test_a_truncated_checkpoint_is_said(tmp_path, trained, call):
     place = shutil.copytree(next((trained / "sft" / "checkpoints").glob("step-*")), tmp_path / "broken")
     weights = place / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    done = slm("sample", place, "--prompt", "x")
-    assert done.returncode == 2
-    assert len(done.stderr.decode().splitlines()) == 1, done.stderr.decode()
+    code, _, told = call("sample", place, "--prompt", "x")
+    assert code == 2
+    assert len(told.splitlines()) == 1, told
 
 
-def test_a_prompt_longer_than_the_context_is_said(trained):
-    done = slm("sample", trained / "pretrain", "--prompt", "to be or not " * 200)
-    assert done.returncode == 2
-    assert "maximum context length is 64" in done.stderr.decode()
+def test_a_prompt_longer_than_the_context_is_said(trained, call):
+    code, _, told = call("sample", trained / "pretrain", "--prompt", "to be or not " * 200)
+    assert code == 2
+    assert "maximum context length is 64" in told
 
 
 def test_a_debugger_sees_the_traceback():
-    done = slm("runs", "nowhere-at-all", SLM_DEBUG="1")
-    assert done.returncode != 0
     done = slm("pretrain", "tinny", "--data", "x", "--out", "y", SLM_DEBUG="1")
     assert b"Traceback" in done.stderr
 
@@ -144,7 +156,7 @@ def test_encode_and_decode_are_inverse(road):
     assert wrong.returncode == 2
 
 
-def test_figures_are_one_json_object(road, trained):
+def test_figures_are_one_json_object(road, trained, call):
     for args in (
         ["device"],
         ["config", "show", "tiny"],
@@ -154,29 +166,19 @@ def test_figures_are_one_json_object(road, trained):
         ["eval", "ppl", trained / "pretrain", "--data", road.text, "--device", "cpu"],
         ["runs", trained],
     ):
-        done = slm(*args, "--json")
-        assert done.returncode == 0, done.stderr.decode()
-        json.loads(done.stdout)
-        shown = slm(*args)
-        assert shown.returncode == 0, shown.stderr.decode()
-        assert shown.stdout
+        code, out, told = call(*args, "--json")
+        assert code == 0, told
+        json.loads(out)
+        code, out, told = call(*args)
+        assert code == 0, told
+        assert out
 
 
-def test_sample_is_the_same_for_the_same_seed(trained):
-    one, two, other = (
-        slm(
-            "sample",
-            trained / "pretrain",
-            "--prompt",
-            "the king",
-            "--max-tokens",
-            "8",
-            "--seed",
-            seed,
-            "--device",
-            "cpu",
-        )
-        for seed in (1, 1, 2)
-    )
-    assert one.returncode == 0, one.stderr.decode()
-    assert one.stdout == two.stdout != other.stdout
+def test_sample_is_the_same_for_the_same_seed(trained, call):
+    args = ["sample", trained / "pretrain", "--prompt", "the king", "--max-tokens", "8", "--device", "cpu", "--seed"]
+    one, two, other = (call(*args, seed) for seed in (1, 1, 2))
+    assert one[0] == 0, one[2]
+    assert one == two
+    assert one[1] != other[1]
+    elsewhere = slm(*args, 1)  # in a process of its own
+    assert (elsewhere.returncode, elsewhere.stdout.decode()) == one[:2]
