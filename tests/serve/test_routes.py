@@ -21,11 +21,13 @@ def test_tokens_there_and_back(server, parrot):
 
 
 def test_long_texts_to_tokens_hold_up_no_reply(server, monkeypatch):
-    monkeypatch.setattr(server.app.state, "long_texts", asyncio.Semaphore(0))  # as many as may be read are
+    full = asyncio.Semaphore(0)  # as many as may be read are
+    monkeypatch.setattr(server.app.state, "long_texts", full)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/tokenize", json={"prompt": "a"}, timeout=0.2)
     asked = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
     assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 200
+    server.app.state.worker.loop.call_soon_threadsafe(full.release)  # it waits for what was asked
 
 
 def test_what_a_user_types_is_never_a_control_token(server, parrot):
