@@ -32,6 +32,8 @@ def command(model: Path, bits: str, group: int, out: Path, data: tuple[Path, ...
     from slm_fn.lift.quant import QuantConfig
     from slm_fn.pipeline import quantize
 
+    for path in data:  # before anything is written
+        sources.files_of(path)
     config = QuantConfig(8 if bits == "8" else 4, group)
     texts = (lambda: sources.read(data)) if data else None
     found = quantize.quantize(model, config, out, raw, texts, lambda name: options.note(f"read {name}"))

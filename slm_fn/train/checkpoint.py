@@ -63,6 +63,8 @@ def save_tree(path: Path | str, params: Any) -> None:
         flat[name] = leaf.clone() if pointer in seen else leaf
         seen.add(pointer)
     save_file(flat, str(path), metadata={"format": "pt"})
+    # safetensors leaves a file for its owner alone; who may enter the folder may read it, as the files beside it.
+    Path(path).chmod(Path(path).parent.stat().st_mode & 0o666)
 
 
 def load_tree(path: Path | str, like: Any) -> Any:

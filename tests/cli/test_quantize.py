@@ -17,3 +17,11 @@ def test_report_as_json_and_as_a_table(road, tmp_path):
     shown = CliRunner().invoke(command, args, catch_exceptions=False).stdout
     assert "bits per byte" in shown
     assert "of bfloat16's" in shown
+    written = tmp_path / "small" / "model.safetensors"
+    assert written.stat().st_mode == (tmp_path / "small" / "config.json").stat().st_mode, "readable as its neighbours"
+
+
+def test_texts_that_are_not_there_are_told_before_anything_is_written(tmp_path):
+    args = [str(tmp_path), "--bits", "8", "--out", str(tmp_path / "small"), "--data", str(tmp_path / "nowhere")]
+    assert "nowhere" in str(CliRunner().invoke(command, args).exception)
+    assert not (tmp_path / "small").exists()
