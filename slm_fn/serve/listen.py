@@ -23,6 +23,7 @@ from slm_fn.serve.config import ServeConfig
 from slm_fn.serve.worker import LEAVING, Worker
 
 Announce = Callable[[str], Any]
+KEEP_SECONDS = 75  # beyond clients' 5 and proxies' 60: who asks must close first, or asks into a connection that ends
 FLUSH_SECONDS = 5  # for what is written to reach its readers, when all replies have ended
 
 
@@ -117,6 +118,7 @@ def server(app: Litestar, announce: Announce = lambda phase: None, **options: An
         http=protocol(settings),
         ws="none",
         lifespan="on",
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=FLUSH_SECONDS,
         h11_max_incomplete_event_size=1 << 15,
         **options,

@@ -73,6 +73,11 @@ def test_what_is_left_when_the_time_is_up_is_told_so(draining):
     assert ended_within(server, 3)
 
 
+def test_a_connection_is_kept_longer_than_clients_and_proxies_keep_it(server):
+    """Both ends had five seconds: one request of thousands met a connection that was being closed."""
+    assert server.running.config.timeout_keep_alive > max(60, httpx.Limits().keepalive_expiry)
+
+
 def test_a_second_signal_waits_for_nobody(draining):
     def during(server):
         server.running.handle_exit(signal.SIGTERM, None)
