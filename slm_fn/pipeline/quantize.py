@@ -86,9 +86,7 @@ def quantize(
 def _judged(
     model: Model, small: Model, documents: Callable[[], Iterable[Document]], tick: Callable[[str], None]
 ) -> dict[str, Any]:
-    # Dequantised once: the same weights, and the products of long texts are the same for both.
-    plain = small._replace(params=quant.dequantize(small.params))
-    original, quantized = (evaluate.texts(each, documents(), tick) for each in (model, plain))
+    original, quantized = (evaluate.texts(each, documents(), tick) for each in (model, small))
     ratio = quantized.perplexity / original.perplexity
     return {"original": original, "quantized": quantized, "perplexity_ratio": ratio}
 

@@ -8,7 +8,7 @@ import torch
 from slm_fn.core import tree
 from slm_fn.data import sources
 from slm_fn.lift.quant import Quant, QuantConfig
-from slm_fn.pipeline import dpo, quantize, sft
+from slm_fn.pipeline import dpo, evaluate, quantize, sft
 from slm_fn.pipeline import model as models
 from slm_fn.pipeline.pretrain import pretrain
 from slm_fn.train import checkpoint
@@ -34,6 +34,9 @@ def test_smaller_as_good_and_loaded_by_the_same_apply(road, trained, tmp_path, g
     assert json.loads((out / "config.json").read_bytes())["quant"] == {"bits": bits, "group": 32}
     assert found.perplexity_ratio == pytest.approx(1, abs=0.01 if bits == 8 else 0.05)
     assert found.error < (0.01 if bits == 8 else 0.1)
+
+    again = evaluate.texts(models.load(out, dtype=torch.float32), sources.read([road.text / "play-7.md"]))
+    assert again == found.quantized  # the folder is judged as it was before it was written
 
     small, original = models.load(out, dtype=torch.float32), models.load(trained, dtype=torch.float32)
     assert isinstance(small.params["embed"], Quant)
