@@ -57,3 +57,7 @@ def test_the_largest_are_the_beginning_of_a_stable_sort(scores, data):
     num = data.draw(st.integers(0, len(scores)))
     found = filters.largest(torch.tensor([scores]), num)
     assert found[0].tolist() == sorted(range(len(scores)), key=lambda i: -scores[i])[:num]
+
+
+def test_the_two_zeros_are_equals():
+    assert filters.largest(torch.tensor([[-0.0, 0.0, -0.0]]), 3).tolist() == [[0, 1, 2]]
