@@ -112,6 +112,13 @@ def test_everything_else_is_eager(config, rough, same):
     assert same(decoder.apply(other, tokens[:, :1], slots)[0], want[0])
 
 
+def test_a_cache_of_another_dtype_is_eager(config, rough, same):
+    params, tokens = rough(config), torch.tensor([[1]])
+    slots = tree.cast(filled(config, params, 1, 16), torch.bfloat16)
+    want, _ = gpt.apply(config, params, tokens, tree.map(torch.clone, slots))
+    assert same(fast.choose(config, params, "native").apply(params, tokens, slots)[0], want)
+
+
 def test_a_full_row_is_refused_and_nothing_written(config, rough, same):
     params = rough(config)
     slots = filled(config, params, 2, 16)._replace(length=torch.tensor([3, 16]))
@@ -160,5 +167,9 @@ def test_what_cannot_be_native_is_told(config, rough, monkeypatch):
     assert fast.choose(dual, params).engine == "eager"
     with pytest.raises(ValueError, match=r"dual.*take auto or eager"):
         fast.choose(dual, params, "native")
+    wide = msgspec.structs.replace(config, dim=96)
+    for group in (16, 48):  # a vector would reach over the end of the first, and no shift finds the second
+        small = quant.quantize(rough(wide), QuantConfig(4, group), lambda path: path == "blocks/attn/q")
+        assert "no powers of two from 32" in fast.choose(wide, small).reason
     with pytest.raises(ValueError, match="not one of"):
         fast.choose(config, rough(config), "compile")

@@ -86,6 +86,7 @@ def test_apply_over_quantised_is_apply_over_dequantised(config, rough, gap, same
     params = rough(config)
     small = purely(quant.quantize, params, QuantConfig(bits=bits), gpt.matrices(config).__contains__)
     assert same(small["norm"], params["norm"])
+    assert all(isinstance(small[name], quant.Quant) for name in ("embed", "head") if name in params)
     plain = quant.dequantize(small)
     assert {path: leaf.shape for path, leaf in tree.paths(plain).items()} == {
         path: leaf.shape for path, leaf in tree.paths(params).items()
