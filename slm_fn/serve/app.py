@@ -41,6 +41,7 @@ from slm_fn.serve.worker import Worker
 
 STATIC = Path(__file__).parent / "static"
 SWEEP_SECONDS = 60
+LONG_TEXTS = 2  # read at a time by `/tokenize`: the others of the threads are for prompts
 
 
 def create_app(model: Model, config: ServeConfig) -> Litestar:
@@ -60,35 +61,13 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
             "grammars": Grammars(model.tokenizer, model.stop_ids, config.grammar_timeout),
             "rate": TokenRate(config.tokens_per_minute),
             "names": Names(model.tokenizer),
-            "long_texts": asyncio.Semaphore(2),
+            "long_texts": asyncio.Semaphore(LONG_TEXTS),
             "fingerprint": fingerprint(model.params),
             "created": int(time.time()),
         }
     )
-    page = create_static_files_router(
-        path="/",
-        directories=[STATIC],
-        html_mode=True,
-        include_in_schema=False,
-        opt={gate.PUBLIC: True},
-    )
-    page.register(routes.page)
-    open_metrics = {gate.PUBLIC: True} if config.open_metrics else {}
-    figures = get("/metrics", opt=open_metrics, tags=["server"])(routes.metrics)
-    handlers: list[Any] = [
-        *(
-            completions.chat,
-            completions.text,
-            routes.models,
-            routes.one_model,
-            routes.health,
-            routes.alive,
-            routes.ready,
-        ),
-        *(routes.tokenize, routes.detokenize, routes.tokenizer_info, figures, page),
-    ]
     return Litestar(
-        route_handlers=handlers,
+        route_handlers=_handlers(config),
         state=state,
         lifespan=[_life],
         guards=[gate.at_home],
@@ -104,6 +83,19 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
         openapi_config=_openapi(config),
         logging_config=None,
     )
+
+
+def _handlers(config: ServeConfig) -> list[Any]:
+    """The page, the protocol, and the figures, which are open to all only where the config says so."""
+    page = create_static_files_router(
+        path="/", directories=[STATIC], html_mode=True, include_in_schema=False, opt={gate.PUBLIC: True}
+    )
+    page.register(routes.page)
+    open_metrics = {gate.PUBLIC: True} if config.open_metrics else {}
+    figures = get("/metrics", opt=open_metrics, tags=["server"])(routes.metrics)
+    answers = [completions.chat, completions.text, routes.models, routes.one_model]
+    health = [routes.health, routes.alive, routes.ready]
+    return [*answers, *health, routes.tokenize, routes.detokenize, routes.tokenizer_info, figures, page]
 
 
 def _middleware(config: ServeConfig) -> list[Any]:
