@@ -245,20 +245,30 @@ constexpr int64_t PIECE = 4 * W;
 static int64_t pieces(int64_t count) { return (count + PIECE - 1) / PIECE; }
 static Share piece(int64_t count, int64_t i) { return {i * PIECE, std::min(count, (i + 1) * PIECE)}; }
 
-// Threads take pieces of a stage until none is left, and go on when all are done. Nobody waits for a thread that has
-// no piece: where other programs take processor time, a barrier would cost a time slice at every stage.
-struct alignas(64) Stage {
-  std::atomic<int64_t> next{0}, done{0};
+// Each thread takes the pieces of its own part of a stage, which lie behind one another, then what others have left, and
+// goes on when all are done. Nobody waits for a thread that has no piece: where other programs take processor time, a
+// barrier would cost a time slice at every stage.
+struct alignas(64) Part {
+  std::atomic<int64_t> taken{0}, done{0};
 };
-template <class Work>
-static void run(Stage& stage, int64_t num, Work work) {
-  for (int64_t i; (i = stage.next.fetch_add(1, std::memory_order_relaxed)) < num;) {
-    work(i);
-    stage.done.fetch_add(1, std::memory_order_release);
+struct Stages {
+  Part* parts;  // one a thread, for every stage
+  int64_t threads, me;
+
+  template <class Work>
+  void run(int64_t num, Work work) {
+    for (int64_t t = 0; t < threads; t++) {
+      const int64_t whose = (me + t) % threads, end = num * (whose + 1) / threads;
+      for (int64_t i; (i = num * whose / threads + parts[whose].taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
+        work(i);
+        parts->done.fetch_add(1, std::memory_order_release);
+      }
+    }
+    for (int64_t turn = 0; parts->done.load(std::memory_order_acquire) < num; turn++)
+      if (turn > 2000) std::this_thread::yield();
+    parts += threads;
   }
-  for (int64_t turn = 0; stage.done.load(std::memory_order_acquire) < num; turn++)
-    if (turn > 2000) std::this_thread::yield();
-}
+};
 
 template <class Math, class Read>
 static void strips(const Matrix& m, int64_t layer, int64_t rows, const typename Math::X* x, float* y, Share s) {
@@ -460,13 +470,13 @@ static void decode(const Model& m, const Call& c) {
   float* q = (float*)(((uintptr_t)memory.data() + sizeof(V) - 1) / sizeof(V) * sizeof(V));
   float *y = q + heads_size, *k = y + heads_size, *v = k + kv_size, *up = v + kv_size;
   float *gate = up + B * F, *out = gate + B * F, *owned = out + B * D;
-  std::vector<Stage> stages(6 * m.layers + 2);
+  std::vector<Part> parts((6 * m.layers + 2) * c.threads);
   const bool half = m.cache_kind == BF16, pairs = PAIRS && half;
 #pragma omp parallel num_threads(c.threads)
   {
     float *x = owned + omp_get_thread_num() * own, *scores = x + B * D;
     uint16_t* halves = (uint16_t*)(x + own - whole(B * widest));
-    Stage* stage = stages.data();
+    Stages stages{parts.data(), c.threads, omp_get_thread_num()};
     // Whoever takes a piece norms and narrows for itself: what is seen cannot change while a piece is left.
     const auto seen = [&](bool& ready, const float* from, int64_t n) {
       if (pairs && !ready) narrow(from, halves, B * n);
@@ -481,25 +491,25 @@ static void decode(const Model& m, const Call& c) {
     for (int64_t l = 0; l < m.layers; l++) {
       bool ready = false;
       const int64_t nq = pieces(H * C), nk = pieces(K * C);
-      run(*stage++, nq + 2 * nk, [&](int64_t i) {
+      stages.run(nq + 2 * nk, [&](int64_t i) {
         const Seen x = normed(ready, m.attn_norm, m.attn_norm_bias, l);
         if (i < nq) return linear(m.q, l, B, x, q, m.q_bias, piece(H * C, i));
         if (i < nq + nk) return linear(m.k, l, B, x, k, m.k_bias, piece(K * C, i - nq));
         linear(m.v, l, B, x, v, m.v_bias, piece(K * C, i - nq - nk));
       });
-      run(*stage++, B * K, [&](int64_t i) {
+      stages.run(B * K, [&](int64_t i) {
         (half ? remember<CacheBF16> : remember<CacheF32>)(m, c, l, i / K, i % K, k + i * C, v + i * C);
       });
-      run(*stage++, B * H, [&](int64_t i) {
+      stages.run(B * H, [&](int64_t i) {
         (half ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, i / H, i % H, q + i * C, y + i * C, scores);
       });
       ready = false;
-      run(*stage++, pieces(D), [&](int64_t i) {
+      stages.run(pieces(D), [&](int64_t i) {
         linear(m.o, l, B, seen(ready, y, H * C), out, m.o_bias, piece(D, i));
         add(c.x, out, B, D, piece(D, i));
       });
       ready = false;
-      run(*stage++, pieces(F), [&](int64_t i) {
+      stages.run(pieces(F), [&](int64_t i) {
         const Seen x = normed(ready, m.ffn_norm, m.ffn_norm_bias, l);
         const Share hidden = piece(F, i);
         linear(m.up, l, B, x, up, m.up_bias, hidden);
@@ -513,16 +523,16 @@ static void decode(const Model& m, const Call& c) {
         }
       });
       ready = false;
-      run(*stage++, pieces(D), [&](int64_t i) {
+      stages.run(pieces(D), [&](int64_t i) {
         linear(m.down, l, B, seen(ready, up, F), out, m.down_bias, piece(D, i));
         add(c.x, out, B, D, piece(D, i));
       });
     }
     bool ready = false;
-    run(*stage++, c.logits ? pieces(m.head.outputs) : 0, [&](int64_t i) {
+    stages.run(c.logits ? pieces(m.head.outputs) : 0, [&](int64_t i) {
       linear(m.head, 0, B, normed(ready, m.norm, m.norm_bias, 0), c.logits, nullptr, piece(m.head.outputs, i));
     });
-    run(*stage++, 1, [&](int64_t) {
+    stages.run(1, [&](int64_t) {
       normed(ready, m.norm, m.norm_bias, 0);
       std::copy(x, x + B * D, c.x);
     });
