@@ -39,14 +39,13 @@ class Grammar(NamedTuple):
 class Constraint(NamedTuple):
     """A form that has been checked, for one tokenizer."""
 
-    tokenizer: Any  # llguidance's
-    rules: str
+    first: Any  # llguidance's state before the first token
     stops: Bool[Tensor, " V"]
     never: Bool[Tensor, " V"]
 
     def start(self) -> Matcher:
         """Nothing written yet."""
-        return Matcher(self, _llguidance().LLMatcher(self.tokenizer, self.rules, log_level=0))
+        return Matcher(self, self.first)
 
 
 class Matcher(NamedTuple):
@@ -78,9 +77,9 @@ def compile(tokenizer: Tokenizer, stop_ids: Collection[int], grammar: Grammar) -
         >>> complete(matcher), allow(matcher).nonzero().tolist() == [[stop]]
         (True, True)
     """
-    rules = _rules(grammar)
-    known = _vocabulary(tokenizer, frozenset(stop_ids))
-    _, problems = _llguidance().LLMatcher.validate_grammar_with_warnings(rules, known)
+    told, known = rules(grammar), _vocabulary(tokenizer, frozenset(stop_ids))
+    library = _llguidance().LLMatcher
+    _, problems = library.validate_grammar_with_warnings(told, known)
     if problems:
         raise ValueError(f"{grammar.kind}: {_line(problems[0])}")
     if tokenizer.kind == "char":
@@ -88,18 +87,18 @@ def compile(tokenizer: Tokenizer, stop_ids: Collection[int], grammar: Grammar) -
     stops, never = torch.zeros(2, tokenizer.vocab_size, dtype=torch.bool)
     stops[list(stop_ids)] = True
     never[list(tokenizer.specials.values())] = True
-    constraint = Constraint(known, rules, stops, never & ~stops)
+    first = library(known, told, log_level=0)
     # What compiles may still be too large for the library's limits; it says so at the first token.
-    wrong = constraint.start().state.get_error()
+    wrong = first.get_error()
     if wrong:
         raise ValueError(f"{grammar.kind}: {_line(wrong)}")
-    return constraint
+    return Constraint(first, stops, never & ~stops)
 
 
 def allow(matcher: Matcher) -> Bool[Tensor, " V"]:
     """Which tokens of the tokenizer may come next; the stop tokens if the text is complete, or stuck."""
     packed = torch.frombuffer(bytearray(matcher.state.compute_bitmask()), dtype=torch.uint8)
-    _, _, stops, never = matcher.constraint
+    _, stops, never = matcher.constraint
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     allowed = bits.flatten()[: len(never)].bool() & ~never
     return allowed if bool(allowed.any()) else stops
@@ -187,7 +186,12 @@ KINDS: dict[str, Callable[[Any], str]] = {
 """The kinds of grammars, and how each becomes rules of the library."""
 
 
-def _rules(grammar: Grammar) -> str:
+def rules(grammar: Grammar) -> str:
+    """A grammar as the library's rules, not yet read by it.
+
+    Raises:
+        ValueError: no such kind, or the source is not of it.
+    """
     if grammar.kind not in KINDS:
         raise ValueError(f"grammars are {', '.join(KINDS)}; got {grammar.kind}")
     try:

@@ -18,12 +18,11 @@ from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import NamedTuple
 
 import msgspec
 
 from slm_fn.infer import constrain
-from slm_fn.infer.constrain import Grammar, Matcher
+from slm_fn.infer.constrain import Constraint, Grammar
 from slm_fn.serve.errors import ApiError, invalid
 from slm_fn.text.tokenizer import Tokenizer
 
@@ -32,27 +31,17 @@ FEW = 4
 """Grammars of one client that may wait to be read."""
 
 
-class Ready(NamedTuple):
-    """A form at its beginning, with all that is computed there: `start` costs the engine nothing."""
-
-    matcher: Matcher
-
-    def start(self) -> Matcher:
-        """Nothing written yet. A matcher never changes, so one will do for all."""
-        return self.matcher
-
-
 class Grammars:
     """Lives on the event loop; its thread and its process begin with the first grammar."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Collection[int], seconds: float) -> None:
         self.tokenizer, self.stop_ids, self.seconds = tokenizer, frozenset(stop_ids), seconds
-        self.made: OrderedDict[bytes, tuple[str, asyncio.Future[Ready]]] = OrderedDict()
+        self.made: OrderedDict[bytes, tuple[str, asyncio.Future[Constraint]]] = OrderedDict()
         self.pool = ThreadPoolExecutor(1, "slm-grammars")
         self.process: subprocess.Popen[str] | None = None
         self.closed = False
 
-    async def ready(self, grammar: Grammar, who: str) -> Ready:
+    async def ready(self, grammar: Grammar, who: str) -> Constraint:
         """The form, for a client who is told what is wrong with it before the first byte of a reply.
 
         Raises:
@@ -70,7 +59,7 @@ class Grammars:
         self.made.move_to_end(name)
         return await asyncio.shield(self.made[name][1])  # others may wait for it as well
 
-    def _settle(self, name: bytes, made: asyncio.Future[Ready]) -> None:
+    def _settle(self, name: bytes, made: asyncio.Future[Constraint]) -> None:
         """Keep what was made; what failed may do better another time."""
         if made.cancelled() or made.exception() is not None:
             del self.made[name]
@@ -87,14 +76,14 @@ class Grammars:
         if self.process is not None:
             _end(self.process)
 
-    def _make(self, grammar: Grammar) -> Ready:
+    def _make(self, grammar: Grammar) -> Constraint:
         try:
-            self._try(constrain._rules(grammar))
-            matcher = constrain.compile(self.tokenizer, self.stop_ids, grammar).start()
+            self._try(constrain.rules(grammar))
+            constraint = constrain.compile(self.tokenizer, self.stop_ids, grammar)
         except ValueError as error:
             raise invalid(str(error), "response_format", "unsupported_grammar") from None
-        constrain.allow(matcher)
-        return Ready(matcher)
+        constrain.allow(constraint.start())  # the library keeps it: the first token costs the engine nothing
+        return constraint
 
     def _try(self, rules: str) -> None:
         """Let the process read the rules.

@@ -13,7 +13,7 @@ FORMS = [Grammar("regex", "a+"), Grammar("json_schema", WIDE), Grammar("json_sch
 
 def test_it_tells_what_is_too_large_and_ends_with_its_input():
     told = {"tokens": [chr(i) for i in range(256)] + ["<|end|>"], "specials": [256], "stops": [256], "seconds": 30}
-    lines = [told, *(constrain._rules(form) for form in FORMS), "nonsense", "\ud800"]
+    lines = [told, *(constrain.rules(form) for form in FORMS), "nonsense", "\ud800"]
     code = "import sys; from slm_fn.serve import trial; trial.main(sys.stdin, print); assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code],
