@@ -103,11 +103,11 @@ def command(
     )
     if logs or config.log_text:
         _log_to_stderr()
+    listener = listen.listen(host, port)  # before the weights are read: a port that is taken is told at once
     loaded = load(model, device, raw, quantize=quantize, decode=engine)
     if loaded.decoder is not None and engine == "auto":
         options.note(f"decoding: {loaded.decoder.engine}, {loaded.decoder.reason}")
     app = create_app(loaded, config)
-    listener = listen.listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/"
 

@@ -2,10 +2,13 @@
 
 import pytest
 
-from slm_fn.infer.constrain import Grammar
+from slm_fn.infer.sample import SampleConfig
+from slm_fn.pipeline import talk
 from slm_fn.serve import access, gate, listen, metrics, prompts, replies
 from slm_fn.serve.errors import ApiError
+from slm_fn.serve.protocol import Order
 from slm_fn.serve.replies import Names, Said
+from slm_fn.text.chat import Message
 
 
 def test_no_two_tokens_share_a_name(parrot):
@@ -25,11 +28,14 @@ def test_completions_logprobs_have_offsets_and_the_chosen_token(parrot):
     assert replies.finite(float("-inf")) == -9999.0
 
 
-def test_a_form_that_is_wrong_is_told_before_anything_is_queued(parrot):
-    assert prompts.constraint(parrot, None) is None
+def test_a_conversation_is_ids_of_which_the_system_message_s_are_shared(parrot):
+    asked = [Message("system", "be brief"), Message("user", "hello")]
+    found = prompts.chat_prompt(parrot, asked, Order(SampleConfig(), 0))
+    assert found == (talk.chat_ids(parrot, asked), talk.shared(parrot, asked))
+    assert prompts.chat_prompt(parrot, asked[1:], Order(SampleConfig(), 0)).shared == 0
     with pytest.raises(ApiError) as error:
-        prompts.constraint(parrot, Grammar("regex", "("))
-    assert error.value.code == "unsupported_grammar"
+        prompts.chat_prompt(parrot, [Message("user", "hello " * 300)], Order(SampleConfig(), 0))
+    assert error.value.code == "context_length_exceeded"
 
 
 def test_a_line_is_written_once(caplog):
