@@ -20,13 +20,24 @@ from slm_fn.core.types import Apply, Params
 from slm_fn.infer import decode, fast, sample
 from slm_fn.infer.engine import KEYS, ROWS, InitCache
 from slm_fn.infer.filters import Said
-from slm_fn.infer.sample import SampleConfig
+from slm_fn.infer.sample import SampleConfig, Settings
 from slm_fn.infer.state import up
 from slm_fn.nn import cache as kv
 from slm_fn.nn.cache import Slots
 
-Law = Callable[[Tensor, Said], Tensor]
-"""Logits (1, V), and what lies before them, to the logits that are sampled from."""
+
+class Law(NamedTuple):
+    """The filters of a config, penalties included: logits (1, V) and what lies before them to what is sampled from."""
+
+    settings: Settings
+
+    def __call__(self, logits: Float[Tensor, "1 V"], said: Said) -> Float[Tensor, "1 V"]:
+        """The logits that are sampled from."""
+        return sample.chain(self.settings, [said])(logits)
+
+    def draw(self, logits: Float[Tensor, "1 V"], said: Said, key: Key) -> int:
+        """A token as plain decoding draws it."""
+        return int(sample.draw(self.settings, [said], logits, random.uniform(key, (1,))))
 
 
 class Draft(NamedTuple):
@@ -161,17 +172,11 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def law_of(config: SampleConfig) -> Law:
-    """The filters of a config, penalties included."""
-    settings = sample.stack([config])
-    return lambda logits, said: sample.chain(settings, [said])(logits)
-
-
-def accept(logits: Float[Tensor, "1 V"], guess: int, drawn_from: Float[Tensor, " V"] | None, key: Key) -> int:
+def accept(logits: Float[Tensor, "1 V"], guess: int, drawn_from: Float[Tensor, " V"], key: Key) -> int:
     """A token with the distribution of `logits`; the guess, as often as can be.
 
     A guess d drawn from q is taken with probability min(1, p(d) / q(d)), else the token comes from what p has over q,
-    max(p - q, 0). For a certain guess that is: draw from p, and see whether it is the guess.
+    max(p - q, 0). For a certain guess that is: draw from p, and see whether it is the guess (`verify` does).
 
     References: arXiv 2211.17192, 2302.01318.
 
@@ -180,8 +185,6 @@ def accept(logits: Float[Tensor, "1 V"], guess: int, drawn_from: Float[Tensor, "
         >>> accept(sure, 1, torch.tensor([0.1, 0.9]).double(), key=0)
         0
     """
-    if drawn_from is None:
-        return _choose(logits, key)
     p, q = logits[0].double().softmax(-1), drawn_from
     u = random.uniform(random.fold_in(key, "accept"), (1,)).double()
     if bool(u * q[guess] < p[guess]):
@@ -196,13 +199,13 @@ def verify(rows: Float[Tensor, "T V"], draft: Draft, law: Law, said: Said, keys:
         said: what lies before the first guess.
         keys: one per row.
     """
-    found: list[int] = []
+    found, q = list[int](), draft.drawn_from
     for i, guess in enumerate(draft.ids):
-        logits = law(rows[i : i + 1], said._replace(reply=(*said.reply, *found)))
-        found.append(accept(logits, guess, None if draft.drawn_from is None else draft.drawn_from[i], keys[i]))
+        logits, told = rows[i : i + 1], said._replace(reply=(*said.reply, *found))
+        found.append(law.draw(logits, told, keys[i]) if q is None else accept(law(logits, told), guess, q[i], keys[i]))
         if found[-1] != guess:
             return found
-    return [*found, _choose(law(rows[-1:], said._replace(reply=(*said.reply, *found))), keys[-1])]
+    return [*found, law.draw(rows[-1:], said._replace(reply=(*said.reply, *found)), keys[-1])]
 
 
 def generate(
@@ -247,7 +250,7 @@ def _rounds(
     watch: Callable[[Stats], Any],
 ) -> Iterator[list[int]]:
     """The tokens of one pass after another. The inference mode is entered pass by pass, as in `decode`."""
-    law, state, stats, draft, said = law_of(config), drafter.init(), Stats(), Draft(), Said(prompt, ())
+    law, state, stats, draft, said = Law(sample.stack([config])), drafter.init(), Stats(), Draft(), Said(prompt, ())
     if end == len(prompt):
         return
     with torch.inference_mode():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_fn.infer import speculate
+from slm_fn.infer import sample, speculate
 from slm_fn.infer.filters import Said
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.infer.speculate import Draft, NgramConfig, Stats
@@ -42,7 +42,7 @@ def test_a_draft_model_guesses_within_its_context_and_keeps_its_cache(config, ro
         return gpt.apply(config, params, tokens, past)
 
     drafter = speculate.model(apply, partial(gpt.init_cache, config), rough(config), size=16, num_draft=3)
-    law = speculate.law_of(SampleConfig(temperature=0.0))
+    law = speculate.Law(sample.stack([SampleConfig(temperature=0.0)]))
     state, draft = drafter.propose(drafter.init(), Said((1, 2, 3, 4, 5)), law, [1, 2, 3])
     assert calls == [(0, 8), (5, 4), (6, 4)]  # five and their padding, then one by one
     assert len(draft.ids) == 3

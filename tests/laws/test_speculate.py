@@ -9,7 +9,7 @@ import torch
 from laws.test_models import MODELS
 
 from slm_fn.core import random, tree
-from slm_fn.infer import decode, fast, speculate
+from slm_fn.infer import decode, fast, sample, speculate
 from slm_fn.infer.filters import Said
 from slm_fn.infer.sample import SampleConfig
 from slm_fn.infer.speculate import Draft, Drafter, Stats
@@ -135,7 +135,7 @@ def bigram(vocab_size, key):
 
 def distribution(params, first, config, num_tokens):
     """The probability of every continuation, by its definition."""
-    law, found = speculate.law_of(config), {(): 1.0}
+    law, found = speculate.Law(sample.stack([config])), {(): 1.0}
     for i in range(num_tokens):
         longer = {}
         for said, p in found.items():
@@ -177,7 +177,7 @@ CHANCES = {"plain": WIDE, "filters": SampleConfig(temperature=3.0, top_k=3, min_
 def steps_p_value(drafter, config, made):
     """Of each token's followers in one long text: a bigram model draws each anew."""
     (said,), stats = drawn(drafter, 1, config, made, num_tokens=400)
-    law, x, freedom = speculate.law_of(config), 0.0, 0
+    law, x, freedom = speculate.Law(sample.stack([config])), 0.0, 0
     text = (0, *said)
     for last, row in enumerate(made[2]["next"]):
         after = [b for a, b in pairwise(text) if a == last]
@@ -205,14 +205,14 @@ def test_the_law_of_chances_can_fail(monkeypatch):
 
 
 def test_a_guess_changes_no_probability():
-    """Whatever it was drawn from: the like, the unlike, the impossible; and whether it is told."""
+    """Whatever it was drawn from: the like, the unlike, the impossible."""
     logits = torch.tensor([[0.0, 1.0, -1.0, float("-inf"), 2.0]])
     p = logits[0].double().softmax(-1)
-    for q in (p, p.flip(0), torch.tensor([0.0, 0, 0, 1, 0]).double(), None):
+    for q in (p, p.flip(0), torch.tensor([0.0, 0, 0, 1, 0]).double()):
         counts = {}
         for key in range(600):
             u = random.uniform(random.fold_in(key, "draft"), (1,))
-            guess = 2 if q is None else int(torch.searchsorted(q.cumsum(-1), u.double(), right=True))
+            guess = int(torch.searchsorted(q.cumsum(-1), u.double(), right=True))
             token = speculate.accept(logits, guess, q, key)
             counts[token] = counts.get(token, 0) + 1
             assert q is not p or token == guess
