@@ -266,7 +266,8 @@ def test_the_key_goes_to_its_own_origin_alone(page):
 
     context.route("**/v1/models", answer)
     free = context.new_page()
-    free.goto(page.url)
+    with free.expect_response("**/v1/models"):  # the page asks for itself when it opens
+        free.goto(page.url)
     sent.clear()
     ask = "async (server) => (await (await import('/stream.js')).model(new URL(server), 'secret')).id"
     assert [free.evaluate(ask, server) for server in (page.url, "https://other.example/")] == ["m", "m"]
