@@ -19,12 +19,15 @@ from slm_fn.text.tokenizer import Tokenizer
 
 
 def bad_words(model: Model, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The ids of words, as they stand at the beginning of a text and behind a space."""
+    """`talk.bad_words`.
+
+    Raises:
+        ApiError: 400: a word is empty, or cannot be written.
+    """
     try:
-        spelt = [model.tokenizer.encode(text) for word in words for text in (word, f" {word}") if word]
+        return talk.bad_words(model, words)
     except ValueError as error:
         raise invalid(str(error), "bad_words") from None
-    return tuple(tuple(ids) for ids in spelt if ids)
 
 
 class Prompt(NamedTuple):

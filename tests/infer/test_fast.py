@@ -55,6 +55,16 @@ def test_gives_what_apply_gives(config, rough, gap, shape):
             assert gap(tree.cast(ours, torch.float32), tree.cast(theirs, torch.float32)) < bound, name
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_both_halves_of_wide_groups_are_read(config, rough, gap, group):
+    config = gpt.check(msgspec.structs.replace(config, dim=128, ffn_dim=128))
+    few = quant.quantize(rough(config), QuantConfig(bits=4, group=group), gpt.matrices(config).__contains__)
+    params, tokens = tree.cast(few, torch.bfloat16), torch.arange(11)[:, None]
+    found, _ = fast.choose(config, params, "native").apply(params, tokens, filled(config, params, 11, 32))
+    want, _ = gpt.apply(config, params, tokens, filled(config, params, 11, 32))
+    assert gap(found, want.float()) < 0.03
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
 def test_a_row_is_its_own_bit_for_bit(config, rough, kind):
     params = kinds(config, rough(config))[kind]

@@ -20,6 +20,14 @@ def test_names_are_equal_where_everything_before_is_and_was_read_alike(a, b, chu
         assert (x.name == y.name) == (alike and a[: x.end] == b[: y.end])
 
 
+def test_the_same_ids_read_in_other_pieces_have_other_names():
+    ids, chunk = [1, 2, 3, 4, 5, 6, 7, 8], 3
+    one, two = prefix.pieces(ids, chunk, 2), prefix.pieces(ids, chunk, 5)
+    assert [piece.end for piece in one] == [2, 5, 8]
+    assert [piece.end for piece in two] == [3, 5, 8]
+    assert not {piece.name for piece in one} & {piece.name for piece in two}
+
+
 @given(ids, st.integers(1, 4), st.integers(0, 12))
 def test_pieces_are_whole_chunks_and_what_is_left_of_what_is_shared(a, chunk, shared):
     shared = min(shared, len(a))
