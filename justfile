@@ -9,12 +9,12 @@ run := "demo"
 default:
     @just --list
 
-# make the environment with everything for development
+# create the development environment
 setup:
     {{python}} -m venv .venv
     {{bin}}/pip install -q -e ".[dev]"
 
-# the whole road on the embedded corpus
+# every stage on the embedded corpus
 demo *args:
     {{bin}}/slm demo --out {{run}} {{args}}
 
@@ -27,27 +27,27 @@ test-slow $HYPOTHESIS_PROFILE="thorough":
     {{bin}}/pytest -m slow
     {{bin}}/pytest -q tests/laws/test_tokenizers.py tests/text tests/data
 
-# how fast texts become tokens here, beside Hugging Face tokenizers
+# tokenizer training, encoding and packing, beside Hugging Face tokenizers
 bench-tokenizer *args:
     {{bin}}/slm bench tokenizer {{args}}
 
-# how fast training is here, beside the machine's matmul rate: just bench-train --peer transformers
+# training speed, beside the machine's matmul rate: just bench-train --peer transformers
 bench-train *args:
     {{bin}}/slm bench train {{args}}
 
-# seconds to a quality, beside a clone of nanoGPT
+# seconds to a validation loss, beside a clone of nanoGPT
 bench-shakespeare text nanogpt:
     {{bin}}/python tests/bench/shakespeare.py {{text}} {{nanogpt}}
 
-# how fast decoding is here, beside the machine's read bandwidth: just bench-decode --peer transformers
+# decoding speed, beside the machine's read bandwidth: just bench-decode --peer transformers
 bench-decode *args:
     {{bin}}/slm bench decode {{args}}
 
-# many clients, good and bad, against a server of its own
+# a server under load, with well-behaved and misbehaving clients
 bench-serve model *args:
     {{bin}}/slm bench serve {{model}} {{args}}
 
-# a model in a quarter or an eighth of its size
+# quantise a model to 8 or 4 bits
 quantize model out bits="8" *args:
     {{bin}}/slm quantize {{model}} --bits {{bits}} --out {{out}} {{args}}
 
@@ -57,19 +57,19 @@ check:
     {{bin}}/ruff format --check .
     {{bin}}/mypy
 
-# what this machine has
+# devices, precisions, memory and threads of this machine
 device:
     {{bin}}/slm device
 
-# does the device compute what the CPU does
+# check a device against the CPU
 doctor *args:
     {{bin}}/slm doctor {{args}}
 
-# what a config costs: memory, time, what fits where
+# memory, time and placement of a config
 plan config="tiny" *args:
     {{bin}}/slm plan {{config}} {{args}}
 
-# stage 0: sources of a config to clean text
+# stage 0: sources to clean text
 prepare config="corpus" *args:
     {{bin}}/slm data prepare {{config}} --out {{run}}/corpus {{args}}
 
@@ -93,11 +93,11 @@ pretrain-many num config="tiny" *args:
 plot *args:
     {{bin}}/slm runs plot {{run}} --out {{run}}/curves.html {{args}}
 
-# stage 4: conversations to a model that answers
+# stage 4: fine-tune on conversations
 sft config="tiny" data="demo/data/chat.jsonl" *args:
     {{bin}}/slm sft {{config}} --init {{run}}/pretrain --data {{data}} --out {{run}}/sft {{args}}
 
-# stage 5: preferences
+# stage 5: train on preferences
 dpo config="tiny" data="demo/data/pairs.jsonl" *args:
     {{bin}}/slm dpo {{config}} --init {{run}}/sft --data {{data}} --out {{run}}/dpo {{args}}
 
@@ -105,7 +105,7 @@ dpo config="tiny" data="demo/data/pairs.jsonl" *args:
 sample prompt="ROMEO" *args:
     {{bin}}/slm sample {{run}}/pretrain --prompt "{{prompt}}" {{args}}
 
-# talk in the terminal
+# chat in the terminal
 chat *args:
     {{bin}}/slm chat {{run}}/dpo {{args}}
 

@@ -12,7 +12,12 @@ import click
 
 
 class LazyGroup(click.Group):
-    """`table` names each command, the file of this folder that holds it as `command`, and its line in the help."""
+    """A group of commands that are imported when they are called.
+
+    Args:
+        table: for each command's name, the module below `slm_fn.cli` whose `command` it is, and
+            its line in the help.
+    """
 
     def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -24,8 +29,12 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.table:
             return None
-        return importlib.import_module(f"slm_fn.cli.{self.table[cmd_name][0]}").command
+        module_name, _ = self.table[cmd_name]
+        module = importlib.import_module(f"slm_fn.cli.{module_name}")
+        command: click.Command = module.command
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, summary) for name, (_, summary) in self.table.items()]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
+            formatter.write_dl(rows)

@@ -1,72 +1,81 @@
-"""Configs: one immutable struct per part, nested by stage; load, override, origin of every value, hash.
+"""Configs: one immutable struct per stage, nested; loading, overriding, origins of values, hashing.
 
-A file is a road (`Config`) or, where it has the key `sources`, a corpus (`CorpusConfig`): `kind` tells them apart.
+A file is a training config (`Config`) or, with the key `sources`, a corpus (`CorpusConfig`).
 
-Invariant: every default stands in a struct beside the function it feeds; an unknown key is an error that names
-the nearest one.
+Invariant: every default stands in a struct beside the function that it configures; an unknown key
+is an error that names the nearest known one.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 import yaml
 
-from slm_fn.data.corpus import CorpusConfig
-from slm_fn.infer.sample import SampleConfig
+from slm_fn.data.corpus.config import CorpusConfig
+from slm_fn.data.io import config_files
+from slm_fn.data.io.config_files import read
+from slm_fn.infer.sampling import SampleConfig
 from slm_fn.nn.gpt import ModelConfig
 from slm_fn.optim.recipes import OptimConfig
-from slm_fn.text.train import TokenizerConfig
-from slm_fn.train.loop import TrainConfig
+from slm_fn.text.training.train import TokenizerConfig
+from slm_fn.train.config import TrainConfig
 
 S = TypeVar("S", bound=msgspec.Struct)
-Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-ASIDE = frozenset({"hooks", "tensorboard", "sharding"})  # a resumed run may change how it is watched and spread
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+NOT_HASHED = frozenset({"hooks", "tensorboard", "sharding"})
+"""Sections that a resumed run may change: how it is observed and spread over processes."""
 
 
 class PretrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Next-token training on packed text; with `isolate_documents` no token attends to another document's."""
+    """Next-token training on packed text.
+
+    With `isolate_documents` no token attends to another document's tokens.
+    """
 
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     isolate_documents: bool = False
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
 
 
 class SftConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Fine-tuning on conversations: the loss counts assistant tokens and their end alone.
+    """Fine-tuning on conversations: the loss counts assistant tokens and their end token only.
 
-    With `pack_rows` a row of a batch holds as many conversations as the context has room for, each read by itself. On
-    the demo's chats padding falls from 73 % to 1 %, and a second trains 3.5 times as many tokens.
+    With `pack_rows` a row of a batch holds as many conversations as fit into the context, each
+    isolated from the others. On the demo's chats padding falls from 73 % to 1 %, and 3.5 times as
+    many tokens are trained in a second.
     """
 
     optim: OptimConfig = OptimConfig(learning_rate=3e-4)
     train: TrainConfig = TrainConfig(total_steps=300)
-    val_fraction: Share = 0.0
+    val_fraction: Fraction = 0.0
     pack_rows: bool = True
 
 
 class DpoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Preference training: `beta` scales the implicit reward, `nll_weight` holds the chosen replies' likelihood up."""
+    """Preference training.
+
+    `beta` scales the implicit reward; `nll_weight` weighs the chosen replies' negative
+    log-likelihood, which keeps them likely.
+    """
 
     optim: OptimConfig = OptimConfig(learning_rate=1e-4)
     train: TrainConfig = TrainConfig(total_steps=100)
     beta: float = 0.1
     nll_weight: float = 0.0
-    val_fraction: Share = 0.0
+    val_fraction: Fraction = 0.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole road in one file: each stage reads its own section."""
+    """All stages in one file: each reads its own section."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
@@ -76,25 +85,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampling: SampleConfig = SampleConfig()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-4` is a number (YAML 1.1 wants a dot in it), and where a key stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen, wrong = set[Any](), partial(yaml.constructor.ConstructorError, None, None)
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise wrong("a key is a list or mapping", key.start_mark)
-            if key.value in seen:
-                raise wrong(f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"),
-    list("-+0123456789."),
-)
+ALIASES: dict[type[msgspec.Struct], dict[str, str]] = {
+    ModelConfig: {"context_length": "context", "tie_embeddings": "tied"},
+    OptimConfig: {"max_grad_norm": "clip", "min_lr_ratio": "floor"},
+    TokenizerConfig: {"special_tokens": "specials"},
+    TrainConfig: {"gradient_accumulation_steps": "accumulate", "keep_checkpoints": "keep"},
+}
+"""Other frameworks' names of some keys, which files and `--set` may use as well. Config files that
+are written, and the hash of a config, have the keys' own names."""
 
 
 def kind(data: dict[str, Any]) -> type[Config] | type[CorpusConfig]:
@@ -103,17 +101,21 @@ def kind(data: dict[str, Any]) -> type[Config] | type[CorpusConfig]:
 
 
 def presets(struct: type[msgspec.Struct] | None = None) -> list[str]:
-    """The names of the configs that come with the package: all, or those of one struct."""
-    folder = (path for path in resources("slm_fn.configs").iterdir() if path.name.endswith(".yaml"))
-    found = {path.name.removesuffix(".yaml"): Path(str(path)) for path in folder}
-    return sorted(name for name, path in found.items() if struct in (None, kind(read(path))))
+    """Names of the configs that come with the package: all, or those of one struct."""
+    names = []
+    for resource in resources("slm_fn.configs").iterdir():
+        if not resource.name.endswith(".yaml"):
+            continue
+        if struct is None or struct is kind(read(Path(str(resource)))):
+            names.append(resource.name.removesuffix(".yaml"))
+    return sorted(names)
 
 
 def find(name: str | Path, struct: type[msgspec.Struct] | None = None) -> Path:
-    """The file a config argument means: a path, or the name of a preset that comes with the package.
+    """The file that a config argument means: a path, or the name of a preset.
 
     Raises:
-        FileNotFoundError: neither; names the presets (of `struct`, where one is wanted).
+        FileNotFoundError: neither; names the presets (of `struct`, where one is expected).
     """
     path = Path(name)
     if path.is_file():
@@ -121,41 +123,19 @@ def find(name: str | Path, struct: type[msgspec.Struct] | None = None) -> Path:
     preset = resources("slm_fn.configs") / f"{name}.yaml"
     if "/" not in str(name) and preset.is_file():
         return Path(str(preset))
-    raise FileNotFoundError(f"config {str(name)!r} is no file and no preset; presets: {', '.join(presets(struct))}")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A YAML, TOML or JSON file as a nested dict, by its ending.
-
-    Raises:
-        ValueError: another ending, or text that does not parse; says where.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        match path.suffix:
-            case ".yaml" | ".yml":
-                data = yaml.load(text, _Loader)
-            case ".toml":
-                data = tomllib.loads(text)
-            case ".json":
-                data = msgspec.json.decode(text)
-            case other:
-                raise ValueError(f"{path}: config files end in .yaml, .toml or .json, not {other!r}")
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: a config is a mapping of sections, this is a {type(data).__name__}")
-    return data
+    names = ", ".join(presets(struct))
+    raise FileNotFoundError(
+        f"config {str(name)!r} is neither a file nor a preset; presets: {names}"
+    )
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a file or preset with `path.to.key=value` overrides, checked as a whole.
+    """The training config of a file or preset, with `path.to.key=value` overrides applied.
 
     Raises:
         FileNotFoundError: no such file or preset.
-        ValueError: an unknown key (names the nearest one), a value of the wrong type, an override without `=`.
+        ValueError: an unknown key (names the nearest), a value of a wrong type, or an override
+            without `=`.
 
     Example:
         >>> load("tiny", ["pretrain.optim.learning_rate=1e-4"]).pretrain.optim.learning_rate
@@ -165,132 +145,214 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_as(struct: type[S], name: str | Path, overrides: Sequence[str] = ()) -> S:
-    """The same for any struct, as the corpora of `slm data prepare`.
+    """`load` for any struct, such as the corpora of `slm data prepare`.
 
     Example:
-        >>> load_as(CorpusConfig, "corpus", ["sources.oasst.max_documents=10"]).sources["oasst"].max_documents
+        >>> corpus = load_as(CorpusConfig, "corpus", ["sources.oasst.max_documents=10"])
+        >>> corpus.sources["oasst"].max_documents
         10
     """
     path = find(name, struct)
     data = read(path)
     if struct is Config and kind(data) is CorpusConfig:
-        raise ValueError(f"{path}: a corpus, for `slm data prepare`; to train take {', '.join(presets(Config))}")
+        names = ", ".join(presets(Config))
+        raise ValueError(f"{path}: a corpus, for `slm data prepare`; to train take {names}")
     return convert(override(data, overrides), str(path), struct)
 
 
+def resolve_aliases(data: Any, kind: Any, where: str) -> Any:
+    """A copy of the data with every alias replaced by the key that it stands for.
+
+    Args:
+        data: a nested dict, or any value inside one.
+        kind: the type of the value: a struct, or a field's type.
+        where: the file's name, with which an error message begins.
+
+    Raises:
+        ValueError: a key and its alias are both given.
+    """
+    struct, is_mapping = _struct_in(kind)
+    if struct is None or not isinstance(data, dict):
+        return data
+    if is_mapping:
+        return {name: resolve_aliases(value, struct, where) for name, value in data.items()}
+    aliases = ALIASES.get(struct, {})
+    types = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    resolved: dict[Any, Any] = {}
+    for given, value in data.items():
+        key = aliases.get(str(given), given)
+        if key in resolved:
+            raise ValueError(f"{where}: {key!r} is given twice, once by another name of it")
+        resolved[key] = resolve_aliases(value, types.get(str(key)), where)
+    return resolved
+
+
 def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The dict with `path.to.key=value` items set; values are read as YAML scalars."""
+    """A copy of the dict with `path.to.key=value` items set; values are parsed as YAML scalars.
+
+    Raises:
+        ValueError: an item without a key or `=`, or a value that is not YAML.
+    """
     for item in overrides:
-        dotted, found, text = item.partition("=")
-        if not found or not dotted:
-            raise ValueError(f"--set {item!r}: write it as path.to.key=value, as in pretrain.train.total_steps=100")
+        dotted, equals, text = item.partition("=")
+        if not equals or not dotted:
+            raise ValueError(
+                f"--set {item!r}: write it as path.to.key=value, "
+                "as in pretrain.train.total_steps=100"
+            )
         try:
-            value = yaml.load(text, _Loader)
+            value = config_files.parse_yaml(text)
         except yaml.YAMLError:
-            raise ValueError(f"--set {item!r}: this is no YAML; text that begins with *, & or % wants quotes") from None
-        data = _set_in(data, dotted.split("."), value)
+            raise ValueError(
+                f"--set {item!r}: not valid YAML; quote a text that begins with *, & or %"
+            ) from None
+        data = _with_value(data, dotted.split("."), value)
     return data
 
 
-def _set_in(data: Any, keys: list[str], value: Any) -> dict[str, Any]:
-    inner = data if isinstance(data, dict) else {}
-    return {**inner, keys[0]: value if len(keys) == 1 else _set_in(inner.get(keys[0]), keys[1:], value)}
+def _with_value(data: Any, keys: list[str], value: Any) -> dict[str, Any]:
+    section = data if isinstance(data, dict) else {}
+    first, *rest = keys
+    if rest:
+        value = _with_value(section.get(first), rest, value)
+    return {**section, first: value}
 
 
 def convert(data: dict[str, Any], where: str, struct: type[S]) -> S:
-    """A nested dict as a struct; `where` begins the error line."""
-    _check_keys(data, struct, where, struct, "")
+    """A nested dict as a struct.
+
+    Args:
+        where: the file's name, with which an error message begins.
+
+    Raises:
+        ValueError: an unknown key, an unknown choice or a value of a wrong type.
+    """
+    data = resolve_aliases(data, struct, where)
+    _KeyCheck(where, struct).check(data, struct, section="")
     try:
         return msgspec.convert(data, struct)
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {str(error).replace('`$.', '`')}") from None
 
 
-def _check_keys(data: Any, kind: Any, where: str, root: type, section: str) -> None:
-    """Go through the dict along the struct's types; the first key or word that no field knows is told."""
-    if get_origin(kind) is Literal and isinstance(data, str) and data not in get_args(kind):
-        raise ValueError(f"{where}: {section} is one of {', '.join(get_args(kind))}, not {data!r}")
-    if get_origin(kind) is tuple and isinstance(data, list):
-        for item in data:
-            _check_keys(item, get_args(kind)[0], where, root, section)
-    inner, entries = _struct_in(kind)
-    if inner is None or not isinstance(data, dict):
-        return
-    if entries:
-        for name, value in data.items():
-            _check_keys(value, inner, where, root, f"{section}.{name}")
-        return
-    fields = {field.name: field.type for field in msgspec.structs.fields(inner)}
-    for key, value in data.items():
-        if key not in fields:
-            inside = f"in [{section}]" if section else "at the top level"
-            raise ValueError(f"{where}: unknown key {str(key)!r} {inside}; {_hint(str(key), inner, root)}")
-        _check_keys(value, fields[key], where, root, f"{section}.{key}" if section else key)
+class _KeyCheck(NamedTuple):
+    """Checks keys and choices along a struct's types, to name the nearest known key."""
+
+    where: str
+    root: type[msgspec.Struct]
+
+    def check(self, data: Any, kind: Any, section: str) -> None:
+        """Raise ValueError at the first key or choice that the type does not know."""
+        if get_origin(kind) is Literal and isinstance(data, str) and data not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ValueError(f"{self.where}: {section} is one of {choices}, not {data!r}")
+        if get_origin(kind) is tuple and isinstance(data, list):
+            for item in data:
+                self.check(item, get_args(kind)[0], section)
+        struct, is_mapping = _struct_in(kind)
+        if struct is None or not isinstance(data, dict):
+            return
+        if is_mapping:
+            for name, value in data.items():
+                self.check(value, struct, f"{section}.{name}")
+        else:
+            self._check_fields(data, struct, section)
+
+    def _check_fields(
+        self, data: dict[str, Any], struct: type[msgspec.Struct], section: str
+    ) -> None:
+        fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+        for key, value in data.items():
+            if key not in fields:
+                location = f"in [{section}]" if section else "at the top level"
+                hint = _hint(str(key), struct, self.root)
+                raise ValueError(f"{self.where}: unknown key {str(key)!r} {location}; {hint}")
+            self.check(value, fields[key], f"{section}.{key}" if section else key)
 
 
 def _struct_in(kind: Any) -> tuple[type[msgspec.Struct] | None, bool]:
-    """The struct that a field's type holds, alone, beside None, or as a dict's values; and whether it is the last."""
+    """The struct inside a field's type, and whether the field maps names to such structs."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return kind, False
-    held = next((arg for arg in get_args(kind) if _struct_in(arg)[0]), None)
-    return (_struct_in(held)[0], get_origin(kind) is dict) if held is not None else (None, False)
+    for argument in get_args(kind):
+        struct, _ = _struct_in(argument)
+        if struct is not None:
+            return struct, get_origin(kind) is dict
+    return None, False
 
 
-def _hint(key: str, here: type[msgspec.Struct], root: type[msgspec.Struct]) -> str:
-    known = [field.name for field in msgspec.structs.fields(here)]
-    places = [path.rpartition(".")[::2] for path in _keys(root)]
-    elsewhere = [section for section, name in places if name == key]
-    if elsewhere:
-        return f"it belongs {' or '.join(f'under {path}' if path else 'at the top level' for path in elsewhere)}"
-    every = [name for _, name in places]
-    near = [*difflib.get_close_matches(key, known, 1), *difflib.get_close_matches(key, every, 1)]
+def _hint(key: str, struct: type[msgspec.Struct], root: type[msgspec.Struct]) -> str:
+    """What to write instead of an unknown key."""
+    known = [field.name for field in msgspec.structs.fields(struct)]
+    all_keys = [dotted.rpartition(".")[::2] for dotted in _keys(root)]
+    sections = [section for section, name in all_keys if name == key]
+    if sections:
+        locations = [f"under {section}" if section else "at the top level" for section in sections]
+        return f"it belongs {' or '.join(locations)}"
+    all_names = [name for _, name in all_keys]
+    near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(key, all_names, 1)
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
 
 
 def _keys(struct: type[msgspec.Struct], path: str = "") -> Iterator[str]:
-    """The dotted path of every value that a struct holds; the names in a dict are written as NAME."""
+    """The dotted path of every value of a struct; the names of a mapping are written as NAME."""
     for field in msgspec.structs.fields(struct):
-        here = f"{path}.{field.name}" if path else field.name
-        inner, entries = _struct_in(field.type)
+        dotted = f"{path}.{field.name}" if path else field.name
+        inner, is_mapping = _struct_in(field.type)
         if inner is None:
-            yield here
+            yield dotted
         else:
-            yield from _keys(inner, f"{here}.NAME" if entries else here)
+            yield from _keys(inner, f"{dotted}.NAME" if is_mapping else dotted)
 
 
 def walk(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a config with its dotted path."""
-    named = config if isinstance(config, dict) else msgspec.structs.asdict(config)
-    for name, value in named.items():
-        here = f"{path}.{name}" if path else name
-        if isinstance(value, msgspec.Struct) or (isinstance(value, dict) and value):
-            yield from walk(value, here)
+    values = config if isinstance(config, dict) else msgspec.structs.asdict(config)
+    for name, value in values.items():
+        dotted = f"{path}.{name}" if path else name
+        is_section = isinstance(value, msgspec.Struct) or (isinstance(value, dict) and value)
+        if is_section:
+            yield from walk(value, dotted)
         else:
-            yield here, value
+            yield dotted, value
 
 
 def origins(name: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, Any, str]]:
-    """Every value of a config with where it came from: default, file or flag."""
+    """Every value of a config as (dotted path, value, origin): `default`, the file, or `flag`."""
     path = find(name)
-    in_file, flags = read(path), {item.partition("=")[0] for item in overrides}
-
-    def origin(dotted: str) -> str:
+    data = read(path)
+    struct = kind(data)
+    config = load_as(struct, name, overrides)
+    data = resolve_aliases(data, struct, str(path))
+    flags = {
+        dotted for dotted, _ in walk(resolve_aliases(override({}, overrides), struct, "--set"))
+    }
+    rows = []
+    for dotted, value in walk(config):
         if dotted in flags:
-            return "flag"
-        place: Any = in_file
-        for key in dotted.split("."):
-            if not isinstance(place, dict) or key not in place:
-                return "default"
-            place = place[key]
-        return path.name
+            origin = "flag"
+        elif _is_set(data, dotted):
+            origin = path.name
+        else:
+            origin = "default"
+        rows.append((dotted, value, origin))
+    return rows
 
-    return [(dotted, value, origin(dotted)) for dotted, value in walk(load_as(kind(in_file), name, overrides))]
+
+def _is_set(data: Any, dotted: str) -> bool:
+    for key in dotted.split("."):
+        if not isinstance(data, dict) or key not in data:
+            return False
+        data = data[key]
+    return True
 
 
 def digest(config: msgspec.Struct) -> str:
-    """A SHA-256 of every value but `ASIDE`: runs with equal hashes go the same way, however they are watched."""
-    told = {dotted: value for dotted, value in walk(config) if ASIDE.isdisjoint(dotted.split("."))}
-    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
+    """SHA-256 over every value outside `NOT_HASHED`: equal hashes mean the same training run."""
+    values = {
+        dotted: value for dotted, value in walk(config) if NOT_HASHED.isdisjoint(dotted.split("."))
+    }
+    return hashlib.sha256(msgspec.json.encode(values, order="sorted")).hexdigest()
 
 
 def to_yaml(config: msgspec.Struct) -> str:

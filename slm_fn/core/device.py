@@ -1,6 +1,7 @@
-"""What the machine has: the device chosen by "auto", the precision it is fast in, threads, memory.
+"""Devices: what "auto" means, dtypes, memory, threads, graph capture.
 
-Invariant: the only module that names a backend. Everyone else is handed a device, a dtype, a flag.
+Invariant: this is the only module that names a backend. All others receive a device, a dtype or a
+flag.
 """
 
 from __future__ import annotations
@@ -17,191 +18,249 @@ import torch
 from torch import Tensor
 
 from slm_fn.core import host, tree
-from slm_fn.core.types import Apply, Params
+from slm_fn.core.types import Apply, Params, Path
 
-R = TypeVar("R")
+Result = TypeVar("Result")
+
 KINDS = ("auto", "cpu", "cuda", "mps")
+"""Device names that the commands accept; a number may follow, as in `cuda:1`."""
+
+MAX_INT8_KERNEL_ROWS = 32
+"""Up to this many rows an INT8 product uses a kernel that reads the weights as they are.
+
+Beyond it, converting the weights first is faster.
+"""
+
+_PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 
 
 def available() -> list[str]:
-    """The kinds of device this PyTorch can use, best first; `cpu` is always there."""
-    found = ["cuda"] if torch.cuda.is_available() else []
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    return [*found, "cpu"]
+    """Returns the kinds of device that PyTorch can use here, fastest first; `cpu` is the last."""
+    kinds = []
+    if torch.cuda.is_available():
+        kinds.append("cuda")
+    if torch.backends.mps.is_available():
+        kinds.append("mps")
+    return [*kinds, "cpu"]
 
 
 def resolve(name: str = "auto") -> torch.device:
-    """The device a name means on this machine: `auto` is the first of cuda, mps, cpu.
+    """Returns the device of that name on this machine: `auto` is the first of cuda, mps, cpu.
 
     Raises:
-        ValueError: no such kind or number on this machine.
+        ValueError: this machine has no device of that kind or number.
 
     Example:
         >>> resolve("cpu")
         device(type='cpu')
     """
-    found = available()
+    kinds = available()
     if name == "auto":
-        return torch.device(found[0])
+        return torch.device(kinds[0])
     kind, _, number = name.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if kind not in found or not (number or "0").isdigit() or int(number or 0) >= count:
-        raise ValueError(f"device {name!r} is not here; this machine has {', '.join(found)} (use auto)")
+    num_devices = torch.cuda.device_count() if kind == "cuda" else 1
+    is_number = (number or "0").isdigit()
+    if kind not in kinds or not is_number or int(number or 0) >= num_devices:
+        raise ValueError(
+            f"device {name!r} is not available; this machine has {', '.join(kinds)} (use auto)"
+        )
     return torch.device(name)
 
 
-def of_process(device: torch.device, local_rank: int) -> tuple[torch.device, str]:
-    """Which device of its machine a process takes, by its number there, and what carries tensors between processes.
+def assign_device(device: torch.device, local_rank: int) -> tuple[torch.device, str]:
+    """Returns the device of one process of a distributed job, and the backend of its collectives.
+
+    Args:
+        device: the kind of device that the job runs on.
+        local_rank: the number of this process on its machine.
 
     Raises:
-        ValueError: more processes on this machine than devices, or a kind that serves one process only.
+        ValueError: more processes on this machine than devices.
 
     Example:
-        >>> of_process(torch.device("cpu"), 3)
+        >>> assign_device(torch.device("cpu"), 3)
         (device(type='cpu'), 'gloo')
     """
     if device.type == "cpu":
         return device, "gloo"
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if local_rank >= count:
+    num_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    if local_rank >= num_devices:
         raise ValueError(
-            f"process {local_rank + 1} on a machine with {count} {device.type} devices; "
-            f"start torchrun with --nproc-per-node {count}, or take --device cpu"
+            f"process {local_rank + 1} on a machine with {num_devices} {device.type} devices; "
+            f"start torchrun with --nproc-per-node {num_devices}, or use --device cpu"
         )
     device = torch.device(device.type, local_rank)
     torch.cuda.set_device(device)
     return device, "cpu:gloo,cuda:nccl"
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """The dtype to multiply matrices in: bf16 where the hardware multiplies it natively, else float32.
+def matmul_dtype(device: torch.device) -> torch.dtype:
+    """Returns the dtype for matrix products: bfloat16 where the hardware multiplies it natively.
 
-    On CPUs that is avx512_bf16 or amx (oneDNN, about 3 times the float32 rate); bf16 on older ones is emulated.
+    Elsewhere float32. On CPUs native means avx512_bf16 or amx (oneDNN, about 3 times the float32
+    rate); bfloat16 on older ones is emulated.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "mps":
-        return torch.bfloat16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        is_native = True
+    else:
+        is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if is_native else torch.float32
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """`auto`, `float32`, `tf32`, `bfloat16` or `float16` as a dtype; tf32 is float32, with `allow_tf32`.
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype that a precision setting means on a device.
+
+    Args:
+        name: `auto`, `float32`, `tf32`, `bfloat16` or `float16`; tf32 is float32 with `allow_tf32`.
+        device: decides what `auto` means.
 
     Raises:
         ValueError: another name.
     """
+    if name not in _PRECISIONS:
+        raise ValueError(f"precision {name!r} is not one of {', '.join(_PRECISIONS)}")
     if name == "auto":
-        return precision(device)
-    if name not in ("float32", "tf32", "bfloat16", "float16"):
-        raise ValueError(f"precision {name!r} is not one of auto, float32, tf32, bfloat16, float16")
-    return torch.float32 if name == "tf32" else getattr(torch, name)
+        return matmul_dtype(device)
+    dtype: torch.dtype = getattr(torch, "float32" if name == "tf32" else name)
+    return dtype
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let float32 products round their factors to 10 bits, on hardware that is faster so; elsewhere nothing changes."""
+    """Sets whether float32 products of this process may round their factors to 10 bits.
+
+    It has an effect only on hardware that is faster with TF32.
+    """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
-def compute_in(dtype: torch.dtype) -> Callable[[Apply], Apply]:
-    """Lift `apply -> apply`: blocks and norms cast to `dtype` on the way in, gradients come back in the masters' dtype.
+def with_compute_dtype(dtype: torch.dtype) -> Callable[[Apply], Apply]:
+    """Lifts `apply -> apply`: mixed precision. Blocks and norms are cast to `dtype` in each call.
 
-    Embedding and head keep their master weights: rows are looked up exactly, and their gradient is summed in float32.
+    Gradients arrive in the dtype of the original parameters. Embedding and head keep their
+    precision: rows are looked up exactly, and the gradient of the head is summed in float32.
     """
 
-    def keep(path: str) -> bool:
-        return path.startswith(("embed", "head"))
+    def cast_unless_vocabulary(path: Path, weight: Any) -> Any:
+        if path.startswith(("embed", "head")):
+            return weight
+        return tree.cast(weight, dtype)
 
     def lift(apply: Apply) -> Apply:
-        def mixed(params: Params, *args: Any, **kwargs: Any) -> Any:
-            cast = tree.update_in(params, lambda path, w: w if keep(path) else tree.cast(w, dtype))
-            return apply(cast, *args, **kwargs)
+        if dtype == torch.float32:
+            return apply
 
-        return mixed if dtype != torch.float32 else apply
+        def mixed_precision(params: Params, *args: Any, **kwargs: Any) -> Any:
+            cast_params = tree.map_with_path(params, cast_unless_vocabulary)
+            return apply(cast_params, *args, **kwargs)
+
+        return mixed_precision
 
     return lift
 
 
 def prefers_fused_attention(x: Tensor) -> bool:
-    """Whether SDPA's kernels beat matmul and softmax where `x` lives: on GPUs; on CPUs they lose at short lengths."""
+    """Whether SDPA's kernels beat matmul and softmax on the device of `x`.
+
+    They do on GPUs; on CPUs they are slower at short lengths.
+    """
     return x.device.type == "cuda"
 
 
-def wants_contiguous(x: Tensor) -> bool:
-    """Whether SDPA needs contiguous inputs to be right: on MPS permuted ones gave wrong numbers (pytorch 181133)."""
+def needs_contiguous_attention(x: Tensor) -> bool:
+    """Whether SDPA needs contiguous inputs to be correct on the device of `x`.
+
+    On MPS, permuted inputs gave wrong numbers (pytorch issue 181133).
+    """
     return x.device.type == "mps"
 
 
-FEW_ROWS = 32
-"""Up to so many rows an INT8 product takes a kernel that reads weights as they are; beyond, to widen them is faster."""
-
-
 def has_int8_kernel(x: Tensor, num_rows: int) -> bool:
-    """Whether `x @ q.T * scale` has a kernel for few rows; it has no gradient, and reads whole vectors or beyond."""
-    if x.device.type != "cpu" or num_rows > FEW_ROWS or num_rows == 0 or x.shape[-1] % 32:
+    """Whether `x @ q.T * scale` has a kernel for few rows.
+
+    The kernel has no gradient, and it reads full vectors, beyond the end of rows that are not a
+    multiple of 32 long.
+    """
+    if x.device.type != "cpu" or x.shape[-1] % 32:
         return False
-    plain = not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    differentiated = x.requires_grad and torch.is_grad_enabled()
-    return plain and not differentiated and x.dtype in (torch.float32, torch.bfloat16)
+    if num_rows == 0 or num_rows > MAX_INT8_KERNEL_ROWS:
+        return False
+    is_plain = not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    is_differentiated = x.requires_grad and torch.is_grad_enabled()
+    return is_plain and not is_differentiated and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was told; a clock read before that lies."""
+    """Waits until the device has finished its queued work, as before the reading of a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def lacks_for_compiling(device: torch.device) -> str:
-    """What keeps torch.compile from working on a device, or nothing."""
+def compile_obstacle(device: torch.device) -> str:
+    """Returns why torch.compile cannot be used on a device, or an empty string if it can."""
     if device.type == "mps" or platform.system() == "Darwin":
         return "compiled code gives NaN on some Macs (pytorch 171764)"
     if device.type == "cuda":
         return "" if find_spec("triton") else "triton is not installed"
-    compiler = os.environ.get("CXX") or next((name for name in ("g++", "c++", "clang++", "cl") if which(name)), None)
+    compilers = (name for name in ("g++", "c++", "clang++", "cl") if which(name))
+    compiler = os.environ.get("CXX") or next(compilers, None)
     return "" if compiler else "there is no C++ compiler (g++ or clang++) on the path"
 
 
-def can_capture(device: torch.device) -> bool:
-    """Whether a device can record what it is told as a graph and replay it."""
+def supports_graph_capture(device: torch.device) -> bool:
+    """Whether a device can record its work as a graph and replay it."""
     return device.type == "cuda"
 
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own, as graphs want what comes before their recording; elsewhere nothing changes."""
+    """Runs the work inside on a stream of its own, as required before the capture of a graph.
+
+    On devices without streams nothing changes.
+    """
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)
+    # The ignore: PyTorch does not annotate this constructor.
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def shared_memory(device: torch.device) -> Any:
-    """Memory for recordings that never run at once: hand it to each `record`. None where nothing is recorded."""
+def graph_pool(device: torch.device) -> Any:
+    """Returns a memory pool for graphs that never run at the same time, for `capture_graph`.
+
+    None on devices that do not capture graphs.
+    """
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
-def record(device: torch.device, work: Callable[[], R], memory: Any = None) -> Callable[[], R]:
-    """Record work that reads and writes fixed tensors, without doing it: each call of the result does it.
+def capture_graph(
+    device: torch.device,
+    work: Callable[[], Result],
+    pool: Any = None,
+) -> Callable[[], Result]:
+    """Records work on fixed tensors without doing it; each call of the result does it.
 
-    What the work returns lies in tensors of the graph, which the next call overwrites. All else that it makes lies in
-    `memory`, by default the recording's own, and is lost once another recording there has run. Where nothing can be
-    recorded, it is the work itself.
+    Args:
+        device: where the work runs; without graph support `work` itself is returned.
+        work: its result lies in tensors of the graph, which the next replay overwrites.
+        pool: memory for all other tensors of the work, by default the graph's own. They are lost
+            once another graph of the same pool has run.
     """
     if device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
     # Other threads may allocate meanwhile: batches are prefetched.
-    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = work()
 
-    def replay() -> R:
+    def replay() -> Result:
         graph.replay()
         return result
 
@@ -209,16 +268,20 @@ def record(device: torch.device, work: Callable[[], R], memory: Any = None) -> C
 
 
 def upload(batch: Any, device: torch.device) -> Any:
-    """A batch from the host on a device; from pinned memory and without waiting where that is faster."""
+    """Moves a batch from host to device memory; on GPUs through pinned memory, without waiting."""
     if device.type != "cuda":
         return tree.to_device(batch, device)
-    return tree.map(lambda x: x.pin_memory().to(device, non_blocking=True), batch)
+
+    def upload_leaf(leaf: Tensor) -> Tensor:
+        return leaf.pin_memory().to(device, non_blocking=True)
+
+    return tree.map(upload_leaf, batch)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory this process has held so far, in bytes: on the device, or resident where that is the CPU.
+    """Returns the most memory that this process has held so far, in bytes.
 
-    0 where the platform does not tell.
+    On the device, or resident memory for the CPU; 0 where the platform does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -228,7 +291,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no memory left.
+    """Whether an error means that a device, or the machine, has no memory left.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
@@ -236,44 +299,54 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # On CPUs and on MPS it is a RuntimeError like any other, and cuBLAS has its own words.
-    words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+    # On CPUs and on MPS it is an ordinary RuntimeError, and cuBLAS has a wording of its own.
+    phrases = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "bad_alloc",
+    )
+    message = str(error)
+    return isinstance(error, RuntimeError) and any(phrase in message for phrase in phrases)
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what the device's allocator holds and nobody uses."""
+    """Returns the unused memory that the device's allocator caches to the system."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
 
 
-def set_threads(num_threads: int) -> int:
-    """Set the number of CPU threads (0 leaves it) and return what is in force; sums depend on it in their last bits."""
+def set_num_threads(num_threads: int) -> int:
+    """Sets the number of CPU threads and returns the number in force.
+
+    The last bits of sums depend on it.
+
+    Args:
+        num_threads: 0 leaves the number as it is.
+    """
     if num_threads > 0 and num_threads != torch.get_num_threads():
         torch.set_num_threads(num_threads)
     return torch.get_num_threads()
 
 
-def name_of(device: torch.device) -> str:
-    """The chip's name."""
+def device_name(device: torch.device) -> str:
+    """Returns the name of the chip."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device.type == "mps" else host.processor()
+    if device.type == "mps":
+        return "Apple GPU"
+    return host.processor_name()
 
 
 def describe() -> dict[str, Any]:
-    """Devices, precisions, memory in MiB and threads, as plain JSON values."""
-    devices: list[dict[str, Any]] = []
-    for kind in available():
-        device = torch.device(kind)
-        memory = total_memory(device)
-        told = {"device": kind, "name": name_of(device), "memory_mib": None if memory is None else memory >> 20}
-        devices.append({**told, "precision": str(precision(device)).removeprefix("torch.")})
+    """Returns the devices, precisions, memory in MiB, threads and versions as plain JSON values."""
+    kinds = available()
     return {
-        "auto": available()[0],
-        "devices": devices,
+        "auto": kinds[0],
+        "devices": [_describe_device(kind) for kind in kinds],
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "torch": str(torch.__version__),
@@ -282,8 +355,19 @@ def describe() -> dict[str, Any]:
     }
 
 
+def _describe_device(kind: str) -> dict[str, Any]:
+    device = torch.device(kind)
+    memory_bytes = total_memory(device)
+    return {
+        "device": kind,
+        "name": device_name(device),
+        "memory_mib": None if memory_bytes is None else memory_bytes >> 20,
+        "precision": str(matmul_dtype(device)).removeprefix("torch."),
+    }
+
+
 def total_memory(device: torch.device) -> int | None:
-    """How much memory there is in bytes, on the device or in the machine; None where the platform does not tell."""
+    """Returns the memory of the device or machine in bytes; None if the platform hides it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
@@ -292,7 +376,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """How much of it nobody uses now, in bytes; None where the platform does not tell."""
+    """Returns the memory that is unused now, in bytes; None if the platform hides it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

@@ -1,6 +1,7 @@
-"""How much memory a function would hold at most: it is run on tensors that have shapes but no numbers.
+"""How much memory a function would hold, measured by running it on tensors without data.
 
-Invariant: nothing is computed and next to nothing allocated, so a model of any size is measured on any machine.
+Invariant: nothing is computed and next to nothing is allocated, so a model of any size is
+measured on any machine.
 """
 
 from __future__ import annotations
@@ -18,71 +19,87 @@ from slm_fn.core import tree
 
 
 class Footprint(NamedTuple):
-    """Bytes: of the arguments, of the result, and the most that tensors held at any moment, both included."""
+    """Memory of a call in bytes; the peak includes the arguments and the result."""
 
-    given: int
-    result: int
-    peak: int
-
-
-def size(value: Any) -> int:
-    """Bytes of a tree's tensors, each storage once."""
-    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in _tensors(value)}
-    return sum(storages.values())
+    argument_bytes: int
+    result_bytes: int
+    peak_bytes: int
 
 
-def footprint(f: Callable[..., Any], make: Callable[[], tuple[Any, ...]]) -> Footprint:
-    """Run `f(*make())` without numbers, and say what it held.
+def num_bytes(value: Any) -> int:
+    """Returns the bytes of a tree's tensors; a storage that several of them share counts once."""
+    storages = [tensor.untyped_storage() for tensor in _tensors(value)]
+    bytes_of_storage = {storage._cdata: storage.nbytes() for storage in storages}
+    return sum(bytes_of_storage.values())
 
-    What a kernel takes for itself while it runs is not seen, nor what an allocator loses between blocks.
+
+def measure_footprint(
+    function: Callable[..., Any], make_arguments: Callable[[], tuple[Any, ...]]
+) -> Footprint:
+    """Runs `function(*make_arguments())` without data, and returns the memory it would hold.
+
+    The workspace that a kernel allocates while it runs is not counted, nor what an allocator loses
+    between blocks.
 
     Args:
-        make: gives the arguments; it too is run without numbers, so they may be larger than this machine.
+        function: the function to measure.
+        make_arguments: returns its arguments; it too is run without data, so they may be larger
+            than this machine.
 
     Raises:
-        RuntimeError: the function reads a number from a tensor, which is not there.
+        RuntimeError: the function reads a number from a tensor, which has none.
 
     Example:
-        >>> footprint(lambda x: (x * 2).sum(), lambda: (torch.zeros(1000),))
-        Footprint(given=4000, result=4, peak=8004)
+        >>> measure_footprint(lambda x: (x * 2).sum(), lambda: (torch.zeros(1000),))
+        Footprint(argument_bytes=4000, result_bytes=4, peak_bytes=8004)
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        arguments = make()
-        with _Watch() as watch:
-            for x in _tensors(arguments):
-                watch.see(x)
-            result = f(*arguments)
-            return Footprint(size(arguments), size(result), watch.peak)
+        arguments = make_arguments()
+        with _StorageTracker() as tracker:
+            for tensor in _tensors(arguments):
+                tracker.track(tensor)
+            result = function(*arguments)
+            return Footprint(num_bytes(arguments), num_bytes(result), tracker.peak_bytes)
 
 
 def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree.leaves(value) if isinstance(leaf, Tensor)]
 
 
-class _Watch(TorchDispatchMode):
-    """Counts the bytes of every storage from the operation that made it until nobody holds it."""
+# The ignores: PyTorch does not annotate the methods of TorchDispatchMode.
+class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+    """Counts the bytes of every storage from the operation that makes it until it is freed."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.held, self.peak = 0, 0
-        self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def see(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        key, num_bytes = storage._cdata, storage.nbytes()
-        if key in self.known:
+    def track(self, tensor: Tensor) -> None:
+        """Counts the storage of a tensor, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        storage_id = storage._cdata
+        size = storage.nbytes()
+        if storage_id in self._live:
             return
 
-        def gone(_: Any) -> None:
-            self.held -= num_bytes
-            self.known.pop(key, None)
+        def on_free(_: Any) -> None:
+            self.live_bytes -= size
+            self._live.pop(storage_id, None)
 
-        self.known[key] = weakref.ref(storage, gone)
-        self.held += num_bytes
-        self.peak = max(self.peak, self.held)
+        self._live[storage_id] = weakref.ref(storage, on_free)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in _tensors(out):
-            self.see(x)
-        return out
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self.track(tensor)
+        return result

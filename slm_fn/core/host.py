@@ -1,6 +1,7 @@
-"""The machine around the devices: its processor and its memory.
+"""The machine around the devices: the name and flags of its processor, and its memory.
 
-Invariant: where a platform does not tell, neither does this; nothing here guesses.
+Invariant: where the platform does not report a value, the result says so (None, 0 or ""); none is
+guessed.
 """
 
 from __future__ import annotations
@@ -10,32 +11,35 @@ import os
 import platform
 
 
-def _line(path: str, name: str) -> str | None:
-    """What a file of Linux's /proc says behind a name."""
+def _read_field(path: str, name: str) -> str | None:
+    """Returns the value of a `name: value` line in a file of Linux's /proc."""
     try:
         with open(path, encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(name))
+            line = next(line for line in lines if line.startswith(name))
     except (OSError, StopIteration):
         return None
+    return line.split(":", 1)[1].strip()
 
 
-def _bytes(path: str, name: str) -> int | None:
-    found = _line(path, name)
-    return None if found is None else 1024 * int(found.split()[0])
+def _read_bytes(path: str, name: str) -> int | None:
+    """Returns the value of a `name: value kB` line, in bytes."""
+    value = _read_field(path, name)
+    return None if value is None else 1024 * int(value.split()[0])
 
 
-def processor() -> str:
-    """The processor's name, as exact as this platform tells it."""
-    return _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+def processor_name() -> str:
+    """Returns the processor's name, as exactly as this platform reports it."""
+    return _read_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
-def instructions() -> str:
-    """What the processor can do, in its own short words: one name may stand for many; nothing where nobody tells."""
-    return _line("/proc/cpuinfo", "flags") or _line("/proc/cpuinfo", "Features") or ""
+def cpu_flags() -> str:
+    """Returns the processor's feature flags, more exact than its name; "" if unreported."""
+    x86_flags = _read_field("/proc/cpuinfo", "flags")
+    return x86_flags or _read_field("/proc/cpuinfo", "Features") or ""
 
 
 def total_memory() -> int | None:
-    """How much memory the machine has, in bytes."""
+    """Returns the memory of the machine, in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -43,34 +47,39 @@ def total_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """How much of it a process could still have, in bytes."""
-    return _bytes("/proc/meminfo", "MemAvailable:")
+    """Returns the memory that a process could still allocate, in bytes."""
+    return _read_bytes("/proc/meminfo", "MemAvailable:")
 
 
 def peak_memory() -> int:
-    """The most that this process has had resident so far, in bytes; 0 where nobody tells.
+    """Returns the most memory that was resident in this process so far, in bytes; 0 if unreported.
 
-    On Linux by /proc: getrusage begins a process with its parent's peak.
+    On Linux it is read from /proc: getrusage starts a process with the peak of its parent.
     """
-    found = _bytes("/proc/self/status", "VmHWM:")
-    if found is not None:
-        return found
+    peak_bytes = _read_bytes("/proc/self/status", "VmHWM:")
+    if peak_bytes is not None:
+        return peak_bytes
     try:
         import resource
     except ImportError:
-        return 0  # Windows does not tell
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+        return 0  # Windows does not have the module
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks that were freed, for the next step to use again; whether it could be told.
+    """Makes the C library keep large blocks that were freed, for the next step to use again.
 
-    By default glibc hands every block of some MiB back to the kernel, and the next step pays for each page anew: a
-    third of a small model's training step on a CPU.
+    By default glibc returns every block of some MiB to the kernel, and the next step pays for
+    each page anew: a third of the time of a small model's training step on a CPU.
+
+    Returns:
+        Whether the C library supports it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False  # only glibc has it
-    limit, trim, mmap = (1 << 31) - 1, -1, -3
-    return bool(mallopt(mmap, limit // 2 + 1) and mallopt(trim, limit))
+    max_int = (1 << 31) - 1
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt(mmap_threshold, max_int // 2 + 1) and mallopt(trim_threshold, max_int))

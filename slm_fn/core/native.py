@@ -1,6 +1,7 @@
-"""C++ beside the Python: compiled once for this processor, kept in the user's cache, loaded by ctypes.
+"""C++ sources: compiled once for this processor, cached for the user, loaded by ctypes.
 
-Invariant: only what this user compiled from this very source with this compiler for this processor is ever loaded.
+Invariant: a library is loaded only if this user compiled it from this very source, with this
+compiler and for this processor.
 """
 
 from __future__ import annotations
@@ -15,69 +16,106 @@ from functools import cache
 from pathlib import Path
 from shutil import which
 
-import torch  # brings the OpenMP whose threads are to be shared
+import torch  # loads the OpenMP runtime whose threads are to be shared
 
 from slm_fn.core import device as devices
 from slm_fn.core import files, host
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=fast")
+"""Arguments of the compiler."""
 
 
 class Unavailable(RuntimeError):
-    """No compiled code here, and why: do without."""
+    """No compiled library is available, and the message says why: use the Python implementation."""
 
 
 @cache
 def load(source: Path) -> ctypes.CDLL:
-    """The library made of one C++ source, which takes some seconds the first time.
+    """Returns the library compiled from one C++ source; the first time takes some seconds.
 
     Raises:
-        Unavailable: no compiler that can, or nowhere to keep what it makes.
+        Unavailable: no suitable compiler, or no folder for the library.
     """
-    lacking = devices.lacks_for_compiling(torch.device("cpu"))
-    compiler = os.environ.get("CXX", "").strip() or next(
-        (name for name in ("g++", "clang++", "c++") if which(name)), ""
-    )
-    if lacking or not compiler or os.name != "posix":
-        raise Unavailable(lacking or "there is no g++ or clang++ on the path")
+    command = _compiler_command()
     try:
-        command = shlex.split(compiler)
-        version = subprocess.run([*command, "--version"], capture_output=True, check=True, timeout=60).stdout
-        runtime = _openmp()
-        made_of = [
-            source.read_bytes(),
-            version,
-            repr((command, FLAGS, host.processor(), host.instructions(), runtime)).encode(),
-        ]
-        name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:32]
-        library = _folder() / f"{source.stem}-{name}.so"
-        if not library.is_file():
-            files.write(library, _compile(command, source, shared=not runtime))
-        if runtime:
-            # Two pools of threads that spin while they wait would take the processor from each other.
-            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(library))
+        return _load_or_compile(source, command)
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines()
-        raise Unavailable(f"{compiler} cannot compile {source.name}: {said[0] if said else error}") from None
-    except (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired) as error:  # a quote left open; no home
+        messages = error.stderr.decode(errors="replace").strip().splitlines()
+        reason = messages[0] if messages else error
+        compiler = shlex.join(command)
+        raise Unavailable(f"{compiler} cannot compile {source.name}: {reason}") from None
+    except (OSError, ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+        # RuntimeError: there is no home directory.
         raise Unavailable(f"{source.name} cannot be compiled here: {error}") from None
 
 
-def _compile(command: list[str], source: Path, shared: bool) -> bytes:
-    """The bytes of the library; `shared`: linked with the compiler's own OpenMP, not with the one that is loaded."""
+def _compiler_command() -> list[str]:
+    """Returns the C++ compiler and its arguments in `CXX`, or the first compiler on the path.
+
+    Raises:
+        Unavailable: there is none, or `CXX` cannot be split into arguments.
+    """
+    obstacle = devices.compile_obstacle(torch.device("cpu"))
+    on_path = (name for name in ("g++", "clang++", "c++") if which(name))
+    compiler = os.environ.get("CXX", "").strip() or next(on_path, "")
+    if obstacle or not compiler or os.name != "posix":
+        raise Unavailable(obstacle or "there is no g++ or clang++ on the path")
+    try:
+        return shlex.split(compiler)
+    except ValueError as error:
+        raise Unavailable(f"CXX {compiler!r} cannot name a compiler: {error}") from None
+
+
+def _load_or_compile(source: Path, command: list[str]) -> ctypes.CDLL:
+    openmp = _loaded_openmp()
+    library = _cache_folder() / f"{source.stem}-{_fingerprint(source, command, openmp)}.so"
+    if not library.is_file():
+        files.write(library, _compile(command, source, link_openmp=not openmp))
+    if openmp:
+        # Two thread pools that spin while they wait would compete for the processor.
+        ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(library))
+
+
+def _fingerprint(
+    source: Path,
+    command: list[str],
+    openmp: str,
+) -> str:
+    """Returns a hash of everything that the compiled library depends on."""
+    version = subprocess.run(
+        [*command, "--version"], capture_output=True, check=True, timeout=60
+    ).stdout
+    settings = (command, FLAGS, host.processor_name(), host.cpu_flags(), openmp)
+    inputs = [source.read_bytes(), version, repr(settings).encode()]
+    return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:32]
+
+
+def _compile(
+    command: list[str],
+    source: Path,
+    link_openmp: bool,
+) -> bytes:
+    """Returns the bytes of the compiled library.
+
+    Args:
+        command: the compiler.
+        source: the C++ file.
+        link_openmp: links the compiler's own OpenMP, where PyTorch has not loaded one already.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        made, out = Path(folder) / "made.o", Path(folder) / "made.so"
-        subprocess.run(
-            [*command, *FLAGS, "-c", str(source), "-o", str(made)], capture_output=True, check=True, timeout=300
-        )
-        link = [*command, "-shared", *(["-fopenmp"] if shared else []), str(made), "-o", str(out)]
-        subprocess.run(link, capture_output=True, check=True, timeout=60)
-        return out.read_bytes()
+        object_file = Path(folder) / "made.o"
+        library = Path(folder) / "made.so"
+        compile_command = [*command, *FLAGS, "-c", str(source), "-o", str(object_file)]
+        subprocess.run(compile_command, capture_output=True, check=True, timeout=300)
+        openmp_flags = ["-fopenmp"] if link_openmp else []
+        link_command = [*command, "-shared", *openmp_flags, str(object_file), "-o", str(library)]
+        subprocess.run(link_command, capture_output=True, check=True, timeout=60)
+        return library.read_bytes()
 
 
-def _openmp() -> str:
-    """PyTorch's own libgomp, or nothing where it brought another OpenMP."""
+def _loaded_openmp() -> str:
+    """Returns the path of PyTorch's own libgomp; "" where it brought another OpenMP."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -85,16 +123,18 @@ def _openmp() -> str:
     return next((line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line), "")
 
 
-def _folder() -> Path:
-    """Where compiled code is kept: a folder that nobody else can write to.
+def _cache_folder() -> Path:
+    """Returns the folder for compiled libraries, to which no other user can write.
 
     Raises:
-        OSError: somebody else can.
+        OSError: another user can.
     """
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    root = (told if told.is_absolute() else Path.home() / ".cache") / "slm_fn"  # the XDG standard passes over others
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = root.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise OSError(f"{root} belongs to somebody else, or others may write there")
-    return root
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG standard ignores relative paths.
+    root = configured if configured.is_absolute() else Path.home() / ".cache"
+    folder = root / "slm_fn"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OSError(f"{folder} belongs to another user, or others may write there")
+    return folder

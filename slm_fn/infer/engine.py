@@ -1,294 +1,393 @@
-"""Continuous batching: requests join and leave at any step, long prompts are read in chunks, known prefixes once.
+"""Continuous batching: requests join and leave at any step, long prompts are prefilled in chunks.
 
-Invariant: the i-th new token of a request is a function of the request and i: bit for bit, whatever else is decoded
-beside it, whenever it joined, and whether its prefix was known.
+Invariant: the i-th new token of a request is a function of the request and i, bit for bit, whatever
+else is decoded with it, whenever it joined, and whether its prefix was cached.
 
-How that holds. A prompt is read alone, in pieces that are cut by the request, so its numbers see no other row; a known
-piece is a copy of what reading made. In a decoding step each kernel must treat a row the same among any others.
-The native step (`fast`) does. Else, measured with PyTorch 2.13 on x86, 1 and 2 threads: MKL's float32 products do
-where rows come in multiples of 4; oneDNN's bfloat16 products do from 3 rows on; INT8's do for any number up to
-`device.FEW_ROWS`; softmax and weighted sums over keys do where keys come in multiples of 16. So rows are padded to
-multiples of 4 (of 1 where the step is native) and keys to multiples of 64. With other kernels, as on a GPU, whose
-products are chosen by the number of rows, the law holds up to rounding.
+How this is achieved. A prompt is prefilled alone, in blocks that depend on the request only, so its
+numbers do not depend on other rows; a cached block is a copy of what an earlier prefill computed.
+In a decoding step each kernel must treat a row the same whatever the other rows are. The native
+step (`native_step`) does. PyTorch's products do not: their kernels are selected by the number of
+rows and differ in the order of their sums. So a step is computed in passes whose numbers of rows
+give a row the same bits. `make` measures which ones do with the threads of this process
+(`batching.batch_sizes`): of MKL's float32 products on AMD all multiples of 4, on Intel few of them.
+Softmax and weighted sums over keys do where the number of keys is a multiple of 16; it is padded to
+a multiple of 64. On a GPU nothing is measured: one pass has all rows, padded to a multiple of 4,
+and the invariant holds up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm_fn.core import random
-from slm_fn.core.types import Apply, Params
-from slm_fn.infer import constrain, fast, prefix, sample
-from slm_fn.infer import state as states
-from slm_fn.infer.filters import Said
-from slm_fn.infer.prefix import Prefix
-from slm_fn.infer.request import Finish, Logprob, Prompt, Request, Token, check_request, tell
-from slm_fn.infer.state import EngineState, Row, up
+from slm_fn.infer import constraints, sampling
+from slm_fn.infer.batching import batch_sizes, engine_state, prefix_cache
+from slm_fn.infer.batching.engine_state import KEY_MULTIPLE, ActiveSequence, EngineState, round_up
+from slm_fn.infer.batching.prefill import PREFILL_MULTIPLE, prefill_chunk
+from slm_fn.infer.batching.prefix_cache import PrefixCache
+from slm_fn.infer.decoder import Decoder
+from slm_fn.infer.filters import TokenHistory
+from slm_fn.infer.request import (
+    Finish,
+    Logprob,
+    PromptResult,
+    Request,
+    Token,
+    check_request,
+    token_logprobs,
+)
 from slm_fn.lift.quant import Quant
-from slm_fn.nn import cache as kv
-from slm_fn.nn import ops
-from slm_fn.nn.cache import KVCache, Slots
+from slm_fn.nn import cache
+from slm_fn.nn.cache import InPlaceKVCache
 
-InitCache = Callable[[Params, int, int], KVCache]
-Decode = Callable[[Slots, dict[str, Tensor]], tuple[Slots, dict[str, Tensor]]]
-
-ROWS, TOKENS, KEYS = 4, 16, 64
-"""Rows of a step, tokens of a prompt's piece and keys are padded to multiples of these: see above, and so that whoever
-compiles or records a step sees few shapes."""
+DecodeStep = Callable[[InPlaceKVCache, dict[str, Tensor]], tuple[InPlaceKVCache, dict[str, Tensor]]]
+"""One pass, `(slots, batch) -> (slots, {"logits"})`. The batch has `tokens` and `lengths` of its
+rows; the lengths of `keys` and `rows_before` are the numbers of keys and of slots before them."""
 
 
-class Full(RuntimeError):
-    """No slot is free: admit the request when another has ended."""
+class EngineFull(RuntimeError):
+    """Raised when every slot is used: the request may be admitted when another one has ended."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits of an engine.
+    """The limits of an engine.
 
-    `size` is the context of a row, `chunk` how many tokens of prompts are read at most in a step, and in a piece;
-    `prefix_tokens` how many tokens of known prefixes are kept.
+    Attributes:
+        max_batch: the most active sequences.
+        context: the most tokens of a sequence.
+        prefill_chunk: the most prompt tokens of a step, and of a block of the prefix cache.
+        prefix_cache_tokens: the most tokens in the prefix cache.
     """
 
     max_batch: int = 8
-    size: int = 1024
-    chunk: int = 256
-    prefix_tokens: int = 4096
+    context: int = 1024
+    prefill_chunk: int = 256
+    prefix_cache_tokens: int = 4096
 
 
 DEFAULTS = EngineConfig()
 
 
 class Engine(NamedTuple):
-    """What does not change while requests come and go; see `make`."""
+    """What does not change from step to step; see `make`.
 
-    apply: Apply
-    init_cache: InitCache
-    params: Params
+    Attributes:
+        decoder: the model.
+        config: the limits.
+        decode: one decoding pass.
+        batch_sizes: the numbers of rows of a pass, ascending.
+        vocab_size: of the model, if known.
+    """
+
+    decoder: Decoder
     config: EngineConfig
-    decode: Decode
-    rows: int
+    decode: DecodeStep
+    batch_sizes: tuple[int, ...]
     vocab_size: int | None
 
 
+def _unlifted(decode: DecodeStep) -> DecodeStep:
+    return decode
+
+
 def make(
-    apply: Apply,
-    init_cache: InitCache,
-    params: Params,
+    decoder: Decoder,
     config: EngineConfig = DEFAULTS,
-    lift: Callable[[Decode], Decode] = lambda decode: decode,
+    lift: Callable[[DecodeStep], DecodeStep] = _unlifted,
 ) -> Engine:
-    """An engine for a model.
+    """Returns an engine for a model.
 
     Args:
-        apply: may have `lift_block` bound, to compile the block.
-        lift: wraps the decoding step `(slots, batch) -> (slots, {"logits"})`, which sees few shapes: `jit.capture`
-            records it as a graph where the device replays graphs (no GPU has run this).
+        decoder: the model.
+        config: the limits.
+        lift: wraps the decoding step, which sees few shapes: `jit.capture` records it as a graph on
+            devices that replay graphs (no GPU has run this).
 
     Raises:
         ValueError: a limit is not positive.
     """
-    for name in ("max_batch", "size", "chunk"):
+    for name in ("max_batch", "context", "prefill_chunk"):
         if getattr(config, name) < 1:
             raise ValueError(f"engine: {name} must be at least 1, got {getattr(config, name)}")
 
-    def decode(slots: Slots, batch: dict[str, Tensor]) -> tuple[Slots, dict[str, Tensor]]:
-        tokens, lengths, keys = batch["tokens"], batch["lengths"], batch["keys"]
-        past = kv.view(slots, len(tokens), len(keys))._replace(length=lengths)
-        logits, _ = apply(params, tokens[:, None], past)
+    def decode(
+        slots: InPlaceKVCache, batch: dict[str, Tensor]
+    ) -> tuple[InPlaceKVCache, dict[str, Tensor]]:
+        tokens = batch["tokens"]
+        first = len(batch["rows_before"])
+        view = cache.view(slots, first + len(tokens), len(batch["keys"]))
+        past = InPlaceKVCache(view.k[:, first:], view.v[:, first:], batch["lengths"])
+        logits, _ = decoder.apply(decoder.params, tokens[:, None], past)
         return slots, {"logits": logits[:, -1].float()}
 
-    rows, embed = 1 if fast.rows_are_alike(apply) else ROWS, params.get("embed")
-    vocab_size = None if embed is None else (embed.q if isinstance(embed, Quant) else embed).shape[0]
-    return Engine(apply, init_cache, params, config, lift(decode), rows, vocab_size)
+    return Engine(
+        decoder=decoder,
+        config=config,
+        decode=lift(decode),
+        batch_sizes=_batch_sizes(decoder, config),
+        vocab_size=_vocab_size(decoder),
+    )
 
 
-def init(engine: Engine, room: int | None = None) -> EngineState:
-    """An engine's state without requests.
-
-    Args:
-        room: how many tokens a slot holds, if no request will be as long as the context.
-    """
-    config = engine.config
-    size = min(config.size, (room or config.size) + TOKENS - 1)  # pieces are padded
-    like = engine.init_cache(engine.params, 1, 1).k
-    shape = (like.shape[0], config.max_batch + engine.rows - 1, up(size, KEYS), *like.shape[3:])
-    k, v = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
-    slots = Slots(k, v, torch.zeros(shape[1], dtype=torch.long, device=like.device))
-    return EngineState(slots, (), Prefix(config.prefix_tokens))
-
-
-def admit(engine: Engine, state: EngineState, key: int, request: Request) -> EngineState:
-    """The state with one request more, which `step` then works on.
-
-    Raises:
-        Full: every slot is taken.
-        ContextOverflow: the prompt leaves no room.
-        ValueError: the key is taken, the prompt is empty, or a setting is out of its range.
-    """
-    check_request(request, engine.config.size, engine.vocab_size)
-    if any(row.key == key for row in state.rows):
-        raise ValueError(f"engine: a request with key {key} is under way")
-    if len(state.rows) >= engine.config.max_batch:
-        raise Full(f"all {engine.config.max_batch} rows are taken")
-    matcher = request.constraint.start() if request.constraint is not None else None
-    pieces = prefix.pieces(request.prompt, engine.config.chunk, request.shared)
-    row = Row(key, request, pieces, matcher, state.turn)
-    return state._replace(rows=(*state.rows, row), turn=state.turn + 1)
+def _vocab_size(decoder: Decoder) -> int | None:
+    embed = decoder.params.get("embed")
+    if embed is None:
+        return None
+    weight = embed.q if isinstance(embed, Quant) else embed
+    return int(weight.shape[0])
 
 
 @torch.inference_mode()
-def evict(engine: Engine, state: EngineState, key: int) -> EngineState:
-    """The state without a request, whose slot is free at once; unchanged if it is not there (any more)."""
-    rows = tuple(row for row in state.rows if row.key != key)
-    return state if len(rows) == len(state.rows) else states.settled(state._replace(rows=rows), engine.rows)
+def _batch_sizes(decoder: Decoder, config: EngineConfig) -> tuple[int, ...]:
+    """The numbers of rows of a decoding pass, ascending.
+
+    All numbers of rows can be split into them.
+    """
+    if decoder.is_batch_invariant:
+        return tuple(range(1, config.max_batch + 1))
+    example = decoder.init_cache(decoder.params, 1, 1).k
+    multiple = batch_sizes.BATCH_MULTIPLE
+    if example.device.type != "cpu":
+        return tuple(range(multiple, round_up(config.max_batch, multiple) + 1, multiple))
+    num_variants = batch_sizes.NUM_VARIANTS
+    shape = (example.shape[0], num_variants, KEY_MULTIPLE, *example.shape[3:])
+    k = random.normal(0, shape).to(example.dtype)
+    v = random.normal(1, shape).to(example.dtype)
+    max_length = min(config.context, KEY_MULTIPLE) - 1
+    lengths = torch.arange(1, 1 + num_variants) * max_length // num_variants
+
+    def logits_of(variants: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        past = InPlaceKVCache(k[:, variants], v[:, variants], lengths[variants])
+        tokens = torch.zeros(len(variants), 1, dtype=torch.long)
+        logits: Tensor
+        logits, _ = decoder.apply(decoder.params, tokens, past)
+        return logits[:, -1]
+
+    return batch_sizes.measure(logits_of, config.max_batch)
+
+
+def init(engine: Engine, max_length: int | None = None) -> EngineState:
+    """Returns the state of an engine without requests.
+
+    Args:
+        engine: for which model and limits.
+        max_length: tokens of the longest sequence, if it will be shorter than the context.
+    """
+    config = engine.config
+    # The last prefill of a prompt may be padded beyond it.
+    num_positions = min(config.context, (max_length or config.context) + PREFILL_MULTIPLE - 1)
+    num_slots = batch_sizes.num_slots(engine.batch_sizes, config.max_batch)
+    example = engine.decoder.init_cache(engine.decoder.params, 1, 1).k
+    shape = (
+        example.shape[0],
+        num_slots,
+        round_up(num_positions, KEY_MULTIPLE),
+        *example.shape[3:],
+    )
+    slots = InPlaceKVCache(
+        k=torch.zeros(shape, dtype=example.dtype, device=example.device),
+        v=torch.zeros(shape, dtype=example.dtype, device=example.device),
+        length=torch.zeros(num_slots, dtype=torch.long, device=example.device),
+    )
+    return EngineState(slots, (), PrefixCache(config.prefix_cache_tokens))
+
+
+def admit(
+    engine: Engine,
+    state: EngineState,
+    key: int,
+    request: Request,
+) -> EngineState:
+    """Returns the state with one more request, which `step` then computes.
+
+    Args:
+        engine: the engine.
+        state: the state before.
+        key: identifies the request's tokens; no active request may have it.
+        request: what to generate.
+
+    Raises:
+        EngineFull: every slot is used.
+        ContextOverflow: the prompt leaves no room for a reply.
+        ValueError: the key is in use, the prompt is empty, or a setting is out of range.
+    """
+    config = engine.config
+    check_request(request, config.context, engine.vocab_size)
+    if any(sequence.key == key for sequence in state.sequences):
+        raise ValueError(f"engine: a request with key {key} is active")
+    if len(state.sequences) >= config.max_batch:
+        raise EngineFull(f"all {config.max_batch} slots are used")
+    sequence = ActiveSequence(
+        key=key,
+        request=request,
+        filters=sampling.prepare(request.sampling),
+        blocks=prefix_cache.split_blocks(request.prompt, config.prefill_chunk, request.num_shared),
+        matcher=None if request.constraint is None else request.constraint.start(),
+        last_prefill=state.clock,
+    )
+    return state._replace(sequences=(*state.sequences, sequence), clock=state.clock + 1)
+
+
+@torch.inference_mode()
+def evict(
+    engine: Engine,
+    state: EngineState,
+    key: int,
+) -> EngineState:
+    """Returns the state without a request, whose slot is free at once.
+
+    It is unchanged if no such request is active.
+    """
+    sequences = tuple(sequence for sequence in state.sequences if sequence.key != key)
+    if len(sequences) == len(state.sequences):
+        return state
+    return engine_state.compact_slots(state._replace(sequences=sequences), engine.batch_sizes)
 
 
 @torch.inference_mode()
 def step(engine: Engine, state: EngineState) -> tuple[EngineState, list[Token]]:
-    """Read at most `chunk` tokens of waiting prompts, and make one token for every row that is ready.
+    """Prefills at most one chunk of prompts, and generates a token for each sequence that is ready.
 
-    Rows whose prompt ends here make their first token in this very step. Without rows nothing happens.
+    A sequence whose prompt is complete within this step gets its first token in this step. Without
+    requests nothing happens.
+
+    Args:
+        engine: the engine.
+        state: the state before, which must not be used afterwards.
+
+    Returns:
+        The next state, and the new tokens.
     """
-    ready = sorted((row for row in state.rows if row.reply), key=lambda row: row.slot)
-    state, fresh = read(engine, state)
-    parts = [logits for _, logits in fresh]
-    if ready:
-        slots, logits = _decode(engine, state.slots, ready)
-        state, parts = state._replace(slots=slots), [logits, *parts]
-    if not parts:
+    decoding = [sequence for sequence in state.sequences if sequence.reply]
+    decoding.sort(key=lambda sequence: sequence.slot)
+    config = engine.config
+    state, prefilled = prefill_chunk(engine.decoder, state, config.prefill_chunk, config.context)
+    ready = [sequence for sequence, _ in prefilled]
+    logits = [row for _, row in prefilled]
+    if decoding:
+        slots, decoded = _decode(engine, state.slots, decoding)
+        state = state._replace(slots=slots)
+        advanced = [each._replace(num_filled=each.num_filled + 1) for each in decoding]
+        ready = advanced + ready
+        logits = [decoded, *logits]
+    if not ready:
         return state, []
-    rows = [*(row._replace(filled=row.filled + 1) for row in ready), *(row for row, _ in fresh)]
-    return _sampled(engine, state, rows, torch.cat(parts))
+    return _sample(engine, state, ready, torch.cat(logits))
 
 
-def _decode(engine: Engine, slots: Slots, ready: Sequence[Row]) -> tuple[Slots, Tensor]:
-    """The logits behind the last token of the rows that write, padded to few shapes."""
-    num_rows, num_keys = up(len(ready), engine.rows), up(max(row.filled for row in ready) + 1, KEYS)
-    told = [(row.reply[-1], row.filled) for row in ready] + [(0, 0)] * (num_rows - len(ready))
-    tokens, lengths = torch.tensor(told, device=slots.k.device).unbind(1)
-    batch = {"tokens": tokens, "lengths": lengths, "keys": torch.empty(num_keys, device=tokens.device)}
-    slots, out = engine.decode(slots, batch)
-    return slots, out["logits"][: len(ready)].cpu()
+def _decode(
+    engine: Engine,
+    slots: InPlaceKVCache,
+    decoding: Sequence[ActiveSequence],
+) -> tuple[InPlaceKVCache, Float[Tensor, "B V"]]:
+    """The logits after the last token of decoding sequences, in passes of few shapes."""
+    device = slots.k.device
+    num_keys = max(sequence.num_filled for sequence in decoding) + 1
+    keys = torch.empty(round_up(num_keys, KEY_MULTIPLE), device=device)
+    logits: list[Tensor] = []
+    first = 0
+    for size in batch_sizes.split(engine.batch_sizes, len(decoding)):
+        rows = decoding[first : first + size]
+        inputs = [(sequence.reply[-1], sequence.num_filled) for sequence in rows]
+        inputs += [(0, 0)] * (size - len(rows))
+        tokens, lengths = torch.tensor(inputs, device=device).unbind(1)
+        batch = {
+            "tokens": tokens,
+            "lengths": lengths,
+            "keys": keys,
+            "rows_before": torch.empty(first, device=device),
+        }
+        slots, output = engine.decode(slots, batch)
+        logits.append(output["logits"][: len(rows)].cpu())
+        first += size
+    return slots, torch.cat(logits)
 
 
-def read(engine: Engine, state: EngineState) -> tuple[EngineState, list[tuple[Row, Tensor]]]:
-    """Read pieces of prompts, each row in its turn; returns the rows whose prompt ended, with their logits."""
-    budget = engine.config.chunk
-    ended: list[tuple[Row, Tensor]] = []
-    while waiting := [row for row in state.rows if row.filled < len(row.request.prompt)]:
-        next_key = min(waiting, key=lambda row: row.turn).key
-        state, row = _recalled(states.seated(state, next_key), next_key)
-        piece = next((piece for piece in row.pieces if piece.end > row.filled), None)
-        num = (len(row.request.prompt) if piece is None else piece.end) - row.filled
-        if num > budget:
-            return state, ended
-        budget -= num
-        logits, known = _read(engine, state.slots, row, num), state.known
-        if piece is not None:
-            known = prefix.keep(known, piece.name, *states.part(state.slots, row.slot, row.filled, num))
-        row = row._replace(filled=row.filled + num, turn=state.turn, told=(*row.told, *_prompt_told(row, logits)))
-        state = states.update(state._replace(known=known, turn=state.turn + 1), [row])
-        if row.filled == len(row.request.prompt):
-            ended.append((row, logits[-1:]))
-    return state, ended
-
-
-def _recalled(state: EngineState, key: int) -> tuple[EngineState, Row]:
-    """The state with a row's slot filled by what is known of its prompt. The last token is always read: for logits."""
-    row, known = states.row_of(state, key), state.known
-    for piece in row.pieces:
-        if piece.end <= row.filled:
-            continue
-        if piece.end == len(row.request.prompt) or row.request.prompt_logprobs:
-            break
-        known, found = prefix.find(known, piece.name)
-        if found is None:
-            break
-        states.put(state.slots, row.slot, row.filled, found)
-        row = row._replace(filled=piece.end, cached=row.cached + piece.end - row.filled)
-    return states.update(state._replace(known=known), [row]), row
-
-
-def _read(engine: Engine, slots: Slots, row: Row, num: int) -> Tensor:
-    """Read the next `num` tokens of a row's prompt; logits of all (asked for), of the last one, or of none."""
-    start, device = row.filled, slots.k.device
-    padded = min(up(num, TOKENS), engine.config.size - start)
-    ids = [*row.request.prompt[start : start + num], *[0] * (padded - num)]
-    num_keys = up(start + padded, KEYS)
-    past = Slots(
-        slots.k[:, row.slot : row.slot + 1, :num_keys],
-        slots.v[:, row.slot : row.slot + 1, :num_keys],
-        torch.tensor([start], device=device),
-    )
-    last = start + num == len(row.request.prompt)
-    first = 0 if row.request.prompt_logprobs else num - 1 if last else num
-
-    def head(weight: Any, hidden: Tensor, **caps: float) -> Tensor:
-        wanted = hidden[0, first:num]  # of a slice in three dimensions PyTorch would make a copy of the whole weight
-        return ops.logits(weight, wanted, **caps) if first < num else wanted
-
-    logits, _ = engine.apply(engine.params, torch.tensor([ids], device=device), past, head=head)
-    return logits.float().cpu()
-
-
-def _prompt_told(row: Row, logits: Tensor) -> tuple[Logprob, ...]:
-    if not row.request.prompt_logprobs:
-        return ()
-    following = row.request.prompt[row.filled + 1 : row.filled + 1 + len(logits)]
-    return tell(logits[: len(following)], following, row.request.logprobs or 0)
-
-
-def _sampled(
-    engine: Engine, state: EngineState, rows: Sequence[Row], logits: Tensor
+def _sample(
+    engine: Engine,
+    state: EngineState,
+    ready: Sequence[ActiveSequence],
+    logits: Float[Tensor, "B V"],
 ) -> tuple[EngineState, list[Token]]:
-    """Choose a token for each of some rows, tell it, and let go the rows that ended."""
-    settings, chosen = _chosen(state, rows, logits)
-    told = _all_told(rows, logits, chosen)
-    after, tokens = [], []
-    for row, token in zip(rows, chosen, strict=True):
-        prompt = None if row.reply else Prompt(row.cached, row.told)
-        if not row.request.max_tokens:
-            tokens.append(Token(row.key, None, finish="length", prompt=prompt))
+    """Chooses a token for each sequence, and removes the sequences that ended."""
+    chosen = _choose(ready, logits)
+    logprobs = _requested_logprobs(ready, logits, chosen)
+    changed = []
+    tokens = []
+    for sequence, token_id in zip(ready, chosen, strict=True):
+        prompt = None
+        if not sequence.reply:
+            prompt = PromptResult(sequence.num_cached, sequence.prompt_logprobs)
+        if sequence.request.max_tokens == 0:
+            tokens.append(Token(sequence.key, None, finish="length", prompt=prompt))
             continue
-        matcher = None if row.matcher is None else constrain.advance(row.matcher, token)
-        row = row._replace(reply=(*row.reply, token), told=(), matcher=matcher)
-        tokens.append(Token(row.key, token, *told.get(row.key, Logprob(None)), _finish(engine, row), prompt))
-        after.append(row)
-    gone = {token.key for token in tokens if token.finish}
-    state = states.update(state, after)
-    kept = tuple(row for row in state.rows if row.key not in gone)
-    return states.settled(state._replace(rows=kept, settings=settings), engine.rows), tokens
+        sequence = _append(sequence, token_id)
+        changed.append(sequence)
+        logprob, top = logprobs.get(sequence.key, Logprob(None))
+        finish = _finish(engine, sequence)
+        tokens.append(Token(sequence.key, token_id, logprob, top, finish, prompt))
+    ended = {token.key for token in tokens if token.finish}
+    state = engine_state.replace_sequences(state, changed)
+    remaining = tuple(each for each in state.sequences if each.key not in ended)
+    state = state._replace(sequences=remaining)
+    return engine_state.compact_slots(state, engine.batch_sizes), tokens
 
 
-def _all_told(rows: Sequence[Row], logits: Tensor, chosen: Sequence[int]) -> dict[int, Logprob]:
-    """What is told of the new tokens of those rows that asked."""
-    asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
-    if not asked:
+def _append(sequence: ActiveSequence, token: int) -> ActiveSequence:
+    matcher = sequence.matcher
+    if matcher is not None:
+        matcher = constraints.advance(matcher, token)
+    return sequence._replace(reply=(*sequence.reply, token), prompt_logprobs=(), matcher=matcher)
+
+
+def _choose(ready: Sequence[ActiveSequence], logits: Float[Tensor, "B V"]) -> list[int]:
+    """The next token of each sequence; its random number depends on its seed and index only."""
+    histories = []
+    uniform = []
+    for sequence in ready:
+        request = sequence.request
+        histories.append(TokenHistory(request.prompt, sequence.reply))
+        uniform.append(random.uniform(random.fold_in(request.seed, len(sequence.reply)), (1,)))
+    masked = constraints.mask_logits([sequence.matcher for sequence in ready], logits)
+    filters = [sequence.filters for sequence in ready]
+    tokens: list[int] = sampling.draw(filters, histories, masked, torch.cat(uniform)).tolist()
+    return tokens
+
+
+def _requested_logprobs(
+    ready: Sequence[ActiveSequence],
+    logits: Float[Tensor, "B V"],
+    chosen: Sequence[int],
+) -> dict[int, Logprob]:
+    """The log probabilities of the new tokens by key, of the sequences that requested them."""
+    num_top_by_row = {}
+    for row, sequence in enumerate(ready):
+        if sequence.request.logprobs is not None:
+            num_top_by_row[row] = sequence.request.logprobs
+    if not num_top_by_row:
         return {}
-    wanted = {rows[i].key: rows[i].request.logprobs or 0 for i in asked}
-    told = tell(logits[asked], [chosen[i] for i in asked], max(wanted.values()))
-    return {key: one._replace(top=one.top[:num]) for (key, num), one in zip(wanted.items(), told, strict=True)}
+    rows = list(num_top_by_row)
+    max_top = max(num_top_by_row.values())
+    logprobs = token_logprobs(logits[rows], [chosen[row] for row in rows], max_top)
+    requested = {}
+    for row, logprob in zip(rows, logprobs, strict=True):
+        top = logprob.top[: num_top_by_row[row]]
+        requested[ready[row].key] = logprob._replace(top=top)
+    return requested
 
 
-def _chosen(state: EngineState, rows: Sequence[Row], logits: Tensor) -> tuple[tuple[Any, ...], list[int]]:
-    """The next token of each row; and the settings of all, which are stacked anew when others sample."""
-    configs = tuple(row.request.sampling for row in rows)
-    known, settings = state.settings
-    if settings is None or configs != known:
-        settings = sample.stack(configs)
-    said = [Said(row.request.prompt, row.reply) for row in rows]
-    allowed = constrain.link([row.matcher for row in rows])(logits)
-    u = [random.uniform(random.fold_in(row.request.seed, len(row.reply)), (1,)) for row in rows]
-    return (configs, settings), sample.draw(settings, said, allowed, torch.cat(u)).tolist()
-
-
-def _finish(engine: Engine, row: Row) -> Finish | None:
-    if row.reply[-1] in row.request.stop_ids:
-        # A form that could not go on is no reply that ended.
-        return "stop" if row.matcher is None or constrain.complete(row.matcher) else "length"
-    full = len(row.request.prompt) + len(row.reply) > engine.config.size - 1
-    return "length" if full or len(row.reply) == row.request.max_tokens else None
+def _finish(engine: Engine, sequence: ActiveSequence) -> Finish | None:
+    request = sequence.request
+    num_new = len(sequence.reply)
+    if sequence.reply[-1] in request.stop_ids:
+        # A constrained text that could not continue did not end by itself.
+        matcher = sequence.matcher
+        return "stop" if matcher is None or constraints.is_complete(matcher) else "length"
+    is_context_full = len(request.prompt) + num_new >= engine.config.context
+    return "length" if is_context_full or num_new == request.max_tokens else None

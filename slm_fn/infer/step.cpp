@@ -1,9 +1,9 @@
-// One decoding step of a decoder on a CPU: every layer and the head for a few rows in one call. A row is one token;
-// several in turn may follow the same text, to check guesses.
+// One decoding step of a decoder on a CPU: all layers and the head for a few rows, in one call. A row is one token;
+// consecutive rows may belong to the same sequence, to verify draft tokens.
 //
-// A row's sums are taken in one order, whatever the number of rows and threads: its result is its own, bit for bit.
-// Weights are read as they lie, in float32, bfloat16, INT8 or INT4. Everything else is float32, but what a matrix of a
-// bfloat16 model sees: bfloat16, where the processor multiplies pairs of it.
+// The sums of a row are computed in one order, whatever the number of rows and threads, so its result is the same bit
+// for bit. Weights are read in their own format: float32, bfloat16, INT8 or INT4. Everything else is float32, except
+// the inputs of a bfloat16 model's matrices: bfloat16, where the processor has products of pairs.
 
 #include <omp.h>
 #if defined(__AVX512F__)
@@ -45,10 +45,10 @@ struct Model {
 };
 
 struct Call {
-  int64_t rows, each, threads, stride_layer, stride_text, stride_place;  // `each` rows in turn follow one text
-  float* x;              // (rows, dim): the embedded tokens; behind the call, what the head sees
+  int64_t rows, rows_per_sequence, threads, stride_layer, stride_sequence, stride_position;
+  float* x;              // (rows, dim): the embedded tokens; after the call, the input of the head
   const float *cos, *sin;  // (rows, channels / 2), or null
-  const int64_t* lengths;  // (rows): how much of its text lies before a row
+  const int64_t* lengths;  // (rows): the tokens before a row in its sequence
   uint8_t *k, *v;
   float* logits;  // (rows, outputs of the head), or null
 };
@@ -61,7 +61,7 @@ static inline T load(const void* at) {
 }
 static inline void store(float* at, V x) { std::memcpy(at, &x, sizeof(V)); }
 
-// Compilers make these of `__builtin_convertvector` number by number, so x86 is told the instruction.
+// Compilers convert `__builtin_convertvector` one number at a time here, so x86 gets the instruction itself.
 #if defined(__AVX512F__)
 static inline I32 widen8(I8 x) { return (I32)_mm512_cvtepi8_epi32((__m128i)x); }
 static inline I32 widen8(U8 x) { return (I32)_mm512_cvtepu8_epi32((__m128i)x); }
@@ -72,8 +72,8 @@ static inline I32 widen8(U8 x) { return __builtin_convertvector(x, I32); }
 static inline V wide(U16 x) { return (V)(__builtin_convertvector(x, U32) << 16); }
 #endif
 
-// Sums of lanes, of many vectors at once: each fold halves what is left of every vector and joins two. A sum is taken
-// in the same order whether it is alone or among others.
+// Sums over the lanes of several vectors at once: each fold halves the number of partial sums of every vector and joins
+// two vectors. A sum has the same order of additions whether it is computed alone or with others.
 #define PICK __builtin_shufflevector
 static inline V fold8(V a, V b) {
   return PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -120,7 +120,7 @@ struct ReadInt8 {
   ReadInt8(const Matrix& m, int64_t row) : at((const int8_t*)m.data + row * m.inputs) {}
   V operator()(int64_t i) const { return __builtin_convertvector(widen8(load<I8>(at + i)), V); }
 };
-struct ReadInt4 {  // a group's first half lies in the low halves of its bytes
+struct ReadInt4 {  // a group's first half is in the low four bits of its bytes
   static constexpr int per_line = 8;
   static int64_t size(int64_t n) { return n / 2; }
   const uint8_t* at;
@@ -140,7 +140,7 @@ struct ReadInt4 {  // a group's first half lies in the low halves of its bytes
   }
 };
 
-// How weights meet what they see: a vector of float32 at a time, or two of bfloat16.
+// The product of weights and inputs: one vector of float32 at a time, or two of bfloat16.
 struct Singles {
   typedef float X;
   typedef V Lanes;
@@ -162,13 +162,13 @@ struct Pairs {
     return (__m512bh)_mm512_cvtne2ps_pbh((__m512)read(i + W), (__m512)read(i));
   }
   static Lanes weights(const ReadBF16& read, int64_t i) { return load<Lanes>(read.at + i); }
-  // What each of the 16 numbers of a group stands for is a table of one vector, in which its numbers are looked up.
+  // The values of the 16 possible numbers of a group form a table of one vector, in which the numbers are looked up.
   [[gnu::always_inline]] static Lanes weights(const ReadInt4& read, int64_t i) {
     const V numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
     const int64_t g = i >> read.shift;
     const __m256i sixteen = (__m256i)_mm512_cvtneps_pbh((__m512)(numbers * read.scale[g] + read.zero[g]));
     const uint8_t* at = read.at + g * read.half + (i & (read.half - 1));
-    __m512i which;  // the lowest five bits of these count; the table has every number twice
+    __m512i which;  // only the lowest five bits are used; the table has every value twice
     if (read.half < step) {
       const __m256i both = _mm256_cvtepu8_epi16(load<__m128i>(at));
       which = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
@@ -183,17 +183,17 @@ struct Pairs {
 constexpr bool PAIRS = false;
 #endif
 
-struct Seen {  // (rows, inputs)
+struct Inputs {  // (rows, inputs)
   const float* wide;
   const uint16_t* half;  // the same, or null
 };
 
-constexpr int64_t AHEAD = 10240;  // bytes that are read while memory answers
+constexpr int64_t AHEAD = 10240;  // bytes to prefetch: what is read during the latency of memory
 
 // y[r][o] = x[r] . weight[o] for N outputs and R rows.
 template <class Math, class Read, int N, int R>
 static inline void tile(const Matrix& m, int64_t first, int64_t o, const typename Math::X* x, float* y) {
-  V sums[R * N] = {};  // those of a row beside each other
+  V sums[R * N] = {};  // the sums of one row are adjacent
   const Read read[4] = {{m, first + o}, {m, first + o + (N > 1)}, {m, first + o + 2 * (N > 2)}, {m, first + o + 3 * (N > 3)}};
   for (int64_t i = 0; i < m.inputs; i += Math::step) {
     typename Math::Lanes xs[R];
@@ -204,10 +204,10 @@ static inline void tile(const Matrix& m, int64_t first, int64_t o, const typenam
       for (int r = 0; r < R; r++) sums[r * N + n] = Math::add(sums[r * N + n], w, xs[r]);
     }
   }
-  const auto put = [&](int r, V found) {  // the first N lanes
+  const auto store_sums = [&](int r, V lanes) {  // the first N lanes
     if (m.kind == INT8)
-      for (int n = 0; n < N; n++) found[n] *= m.scale[first + o + n];
-    std::memcpy(y + r * m.outputs + o, &found, N * sizeof(float));
+      for (int n = 0; n < N; n++) lanes[n] *= m.scale[first + o + n];
+    std::memcpy(y + r * m.outputs + o, &lanes, N * sizeof(float));
   };
   if constexpr (N == 2 && R == 8) {
     const V left = fold2(join(sums[0], sums[1], sums[2], sums[3]), join(sums[4], sums[5], sums[6], sums[7]));
@@ -219,16 +219,16 @@ static inline void tile(const Matrix& m, int64_t first, int64_t o, const typenam
     }
     for (int r = 0; r < R; r++) std::memcpy(y + r * m.outputs + o, (float*)&all + 2 * r, 2 * sizeof(float));
   } else {
-#pragma GCC unroll 4  // else sums would lie in memory
+#pragma GCC unroll 4  // otherwise the sums would be in memory, not in registers
     for (int r = 0; r < R; r++)
-      put(r, totals(sums[r * N], sums[r * N + (N > 1)], sums[r * N + 2 * (N > 2)], sums[r * N + 3 * (N > 3)]));
+      store_sums(r, totals(sums[r * N], sums[r * N + (N > 1)], sums[r * N + 2 * (N > 2)], sums[r * N + 3 * (N > 3)]));
   }
 }
 
 template <class Math, class Read, int N>
 static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows, const typename Math::X* x, float* y) {
   int64_t r = 0;
-  if constexpr (N == 4)  // weights widened once for eight rows
+  if constexpr (N == 4)  // weights are widened once for eight rows
     for (; r + 8 <= rows; r += 8)
       for (int half = 0; half < 4; half += 2)
         tile<Math, Read, 2, 8>(m, first, o + half, x + r * m.inputs, y + r * m.outputs);
@@ -237,41 +237,41 @@ static inline void strip(const Matrix& m, int64_t first, int64_t o, int64_t rows
   for (; r < rows; r++) tile<Math, Read, N, 1>(m, first, o, x + r * m.inputs, y + r * m.outputs);
 }
 
-struct Share {
+struct Range {
   int64_t begin, end;
 };
-// Whole vectors, so that which numbers are done one by one does not depend on who does them.
-constexpr int64_t PIECE = 4 * W;
-static int64_t pieces(int64_t count) { return (count + PIECE - 1) / PIECE; }
-static Share piece(int64_t count, int64_t i) { return {i * PIECE, std::min(count, (i + 1) * PIECE)}; }
+// Multiples of vectors, so that the numbers computed one by one do not depend on which thread computes them.
+constexpr int64_t BLOCK = 4 * W;
+static int64_t num_blocks(int64_t count) { return (count + BLOCK - 1) / BLOCK; }
+static Range block(int64_t count, int64_t i) { return {i * BLOCK, std::min(count, (i + 1) * BLOCK)}; }
 
-// Each thread takes the pieces of its own part of a stage, which lie behind one another, then what others have left, and
-// goes on when all are done. Nobody waits for a thread that has no piece: where other programs take processor time, a
+// Each thread takes the consecutive blocks of its own range of a stage, then the remaining blocks of other ranges, and
+// continues when all are done. No thread waits for one that has no block: where other programs use processor time, a
 // barrier would cost a time slice at every stage.
-struct alignas(64) Part {
+struct alignas(64) Progress {
   std::atomic<int64_t> taken{0}, done{0};
 };
 struct Stages {
-  Part* parts;  // one a thread, for every stage
+  Progress* progress;  // one per thread and stage
   int64_t threads, me;
 
   template <class Work>
   void run(int64_t num, Work work) {
     for (int64_t t = 0; t < threads; t++) {
-      const int64_t whose = (me + t) % threads, end = num * (whose + 1) / threads;
-      for (int64_t i; (i = num * whose / threads + parts[whose].taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
+      const int64_t owner = (me + t) % threads, end = num * (owner + 1) / threads;
+      for (int64_t i; (i = num * owner / threads + progress[owner].taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
         work(i);
-        parts->done.fetch_add(1, std::memory_order_release);
+        progress->done.fetch_add(1, std::memory_order_release);
       }
     }
-    for (int64_t turn = 0; parts->done.load(std::memory_order_acquire) < num; turn++)
-      if (turn > 2000) std::this_thread::yield();
-    parts += threads;
+    for (int64_t spins = 0; progress->done.load(std::memory_order_acquire) < num; spins++)
+      if (spins > 2000) std::this_thread::yield();
+    progress += threads;
   }
 };
 
 template <class Math, class Read>
-static void strips(const Matrix& m, int64_t layer, int64_t rows, const typename Math::X* x, float* y, Share s) {
+static void strips(const Matrix& m, int64_t layer, int64_t rows, const typename Math::X* x, float* y, Range s) {
   const int64_t first = layer * m.outputs, end = s.end;
   int64_t o = s.begin;
   for (; o + 4 <= end; o += 4) strip<Math, Read, 4>(m, first, o, rows, x, y);
@@ -279,7 +279,7 @@ static void strips(const Matrix& m, int64_t layer, int64_t rows, const typename 
 }
 
 template <class Read>
-static void multiply(const Matrix& m, int64_t layer, int64_t rows, Seen x, float* y, Share s) {
+static void multiply(const Matrix& m, int64_t layer, int64_t rows, Inputs x, float* y, Range s) {
 #if defined(__AVX512BF16__)
   if (x.half && m.inputs % Pairs::step == 0) return strips<Pairs, Read>(m, layer, rows, x.half, y, s);
 #endif
@@ -287,7 +287,7 @@ static void multiply(const Matrix& m, int64_t layer, int64_t rows, Seen x, float
 }
 
 // Some outputs of x @ weight.T + bias; x (rows, inputs), y (rows, outputs).
-static void linear(const Matrix& m, int64_t layer, int64_t rows, Seen x, float* y, const float* bias, Share s) {
+static void linear(const Matrix& m, int64_t layer, int64_t rows, Inputs x, float* y, const float* bias, Range s) {
   if (m.kind == F32) multiply<ReadF32>(m, layer, rows, x, y, s);
   if (m.kind == BF16) multiply<ReadBF16>(m, layer, rows, x, y, s);
   if (m.kind == INT8) multiply<ReadInt8>(m, layer, rows, x, y, s);
@@ -313,8 +313,8 @@ static void norm(const float* x, float* y, int64_t n, const float* gain, const f
   } else {
     for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
   }
-  const float by = 1 / std::sqrt(square / n + eps);
-  for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * by * gain[i] + (bias ? bias[i] : 0.f);
+  const float inverse = 1 / std::sqrt(square / n + eps);
+  for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * inverse * gain[i] + (bias ? bias[i] : 0.f);
 }
 
 static inline V exponential(V x) {  // to 2 units in the last place; below -87 it is about 1e-38
@@ -375,41 +375,41 @@ struct CacheBF16 {
 };
 
 template <class T>
-static T* place(const Model& m, const Call& c, uint8_t* cache, int64_t layer, int64_t row, int64_t kv) {
-  return (T*)cache + layer * c.stride_layer + row / c.each * c.stride_text + kv * m.channels;
+static T* cache_at(const Model& m, const Call& c, uint8_t* cache, int64_t layer, int64_t row, int64_t kv) {
+  return (T*)cache + layer * c.stride_layer + row / c.rows_per_sequence * c.stride_sequence + kv * m.channels;
 }
 
-// The normed and turned head of a query or key.
-static void turn(const Model& m, const Call& c, int64_t layer, int64_t row, const float* gain, float* x) {
+// Normalizes and rotates one head of a query or key.
+static void normalize_and_rotate(const Model& m, const Call& c, int64_t layer, int64_t row, const float* gain, float* x) {
   const int64_t C = m.channels;
   if (gain) norm(x, x, C, gain + layer * C, nullptr, false, m.eps);
   if (c.cos) rotate(x, C, c.cos + row * C / 2, c.sin + row * C / 2);
 }
 
-// One row's new key and value of one head, written where its text's lie.
+// Writes one row's new key and value of one head into the cache of its sequence.
 template <class Cache>
-static void remember(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t kv, float* k, const float* v) {
+static void write_cache(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t kv, float* k, const float* v) {
   typedef typename Cache::T T;
-  turn(m, c, layer, row, m.k_norm, k);
-  T* keys = place<T>(m, c, c.k, layer, row, kv) + c.lengths[row] * c.stride_place;
-  T* values = place<T>(m, c, c.v, layer, row, kv) + c.lengths[row] * c.stride_place;
+  normalize_and_rotate(m, c, layer, row, m.k_norm, k);
+  T* keys = cache_at<T>(m, c, c.k, layer, row, kv) + c.lengths[row] * c.stride_position;
+  T* values = cache_at<T>(m, c, c.v, layer, row, kv) + c.lengths[row] * c.stride_position;
   for (int64_t i = 0; i < m.channels; i++) keys[i] = Cache::of(k[i]), values[i] = Cache::of(v[i]);
 }
 
-// One query head of one row, over what lies before the row and the row itself.
+// One query head of one row, over the positions up to and including the row's own.
 template <class Cache>
 static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, int64_t head, float* q, float* y,
                    float* scores) {
   typedef typename Cache::T T;
   const int64_t C = m.channels, kv = head / (m.heads / m.kv_heads), length = c.lengths[row];
   const int64_t from = m.window ? std::max<int64_t>(0, length - m.window + 1) : 0, num = length - from + 1;
-  turn(m, c, layer, row, m.q_norm, q);
+  normalize_and_rotate(m, c, layer, row, m.q_norm, q);
   for (int64_t i = 0; i < C; i++) q[i] *= (float)m.scale;
-  const T* keys = place<T>(m, c, c.k, layer, row, kv) + from * c.stride_place;
-  const T* values = place<T>(m, c, c.v, layer, row, kv) + from * c.stride_place;
-  float most = -INFINITY;
+  const T* keys = cache_at<T>(m, c, c.k, layer, row, kv) + from * c.stride_position;
+  const T* values = cache_at<T>(m, c, c.v, layer, row, kv) + from * c.stride_position;
+  float largest = -INFINITY;
   for (int64_t p = 0; p < num; p++) {
-    const T* at = keys + p * c.stride_place;
+    const T* at = keys + p * c.stride_position;
     float s = 0;
     if (C % W == 0) {
       V sums = {};
@@ -421,21 +421,21 @@ static void attend(const Model& m, const Call& c, int64_t layer, int64_t row, in
     if (m.softcap) s = (float)m.softcap * std::tanh(s / (float)m.softcap);
     if (m.slopes) s -= m.slopes[head] * (float)(num - 1 - p);
     scores[p] = s;
-    most = std::max(most, s);
+    largest = std::max(largest, s);
   }
   for (int64_t p = num; p % W; p++) scores[p] = -INFINITY;
   V sums = {};
   for (int64_t p = 0; p < num; p += W) {
-    V e = exponential(load<V>(scores + p) - most);
+    V e = exponential(load<V>(scores + p) - largest);
     for (int64_t i = num - p; i < W; i++) e[i] = 0;
     store(scores + p, e);
     sums += e;
   }
-  const float by = 1 / total(sums);
+  const float inverse = 1 / total(sums);
   std::fill(y, y + C, 0.f);
   for (int64_t p = 0; p < num; p++) {
-    const T* at = values + p * c.stride_place;
-    const float s = scores[p] * by;
+    const T* at = values + p * c.stride_position;
+    const float s = scores[p] * inverse;
     int64_t i = 0;
     for (; i + W <= C; i += W) store(y + i, load<V>(y + i) + Cache::many(at + i) * s);
     for (; i < C; i++) y[i] += Cache::one(at[i]) * s;
@@ -453,7 +453,7 @@ static void narrow(const float* x, uint16_t* y, int64_t n) {
   for (; i < n; i++) y[i] = narrow(x[i]);
 }
 
-static void add(float* x, const float* y, int64_t rows, int64_t n, Share s) {
+static void add(float* x, const float* y, int64_t rows, int64_t n, Range s) {
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = s.begin; i < s.end; i++) x[r * n + i] += y[r * n + i];
 }
@@ -462,56 +462,56 @@ static void decode(const Model& m, const Call& c) {
   const int64_t B = c.rows, D = m.dim, C = m.channels, H = m.heads, K = m.kv_heads, F = m.hidden;
   int64_t longest = 0;
   for (int64_t r = 0; r < B; r++) longest = std::max(longest, c.lengths[r] + 1);
-  // Every part begins where a vector may: a vector that lies across two cache lines costs two reads.
-  const auto whole = [](int64_t n) { return (n + W - 1) / W * W; };
-  const int64_t heads_size = B * H * C, kv_size = whole(B * K * C), widest = std::max(std::max(D, F), H * C);
-  const int64_t own = whole(B * D + longest + W) + whole(B * widest);
+  // Every buffer is aligned to vectors: a vector across two cache lines costs two reads.
+  const auto aligned = [](int64_t n) { return (n + W - 1) / W * W; };
+  const int64_t heads_size = B * H * C, kv_size = aligned(B * K * C), widest = std::max(std::max(D, F), H * C);
+  const int64_t own = aligned(B * D + longest + W) + aligned(B * widest);
   std::vector<float> memory(2 * heads_size + 2 * kv_size + 2 * B * F + B * D + c.threads * own + W);
   float* q = (float*)(((uintptr_t)memory.data() + sizeof(V) - 1) / sizeof(V) * sizeof(V));
   float *y = q + heads_size, *k = y + heads_size, *v = k + kv_size, *up = v + kv_size;
   float *gate = up + B * F, *out = gate + B * F, *owned = out + B * D;
-  std::vector<Part> parts((6 * m.layers + 2) * c.threads);
+  std::vector<Progress> progress((6 * m.layers + 2) * c.threads);
   const bool half = m.cache_kind == BF16, pairs = PAIRS && half;
 #pragma omp parallel num_threads(c.threads)
   {
     float *x = owned + omp_get_thread_num() * own, *scores = x + B * D;
-    uint16_t* halves = (uint16_t*)(x + own - whole(B * widest));
-    Stages stages{parts.data(), c.threads, omp_get_thread_num()};
-    // Whoever takes a piece norms and narrows for itself: what is seen cannot change while a piece is left.
-    const auto seen = [&](bool& ready, const float* from, int64_t n) {
+    uint16_t* halves = (uint16_t*)(x + own - aligned(B * widest));
+    Stages stages{progress.data(), c.threads, omp_get_thread_num()};
+    // Each thread that takes a block normalizes and narrows the inputs itself: they cannot change while a block is left.
+    const auto inputs_of = [&](bool& ready, const float* from, int64_t n) {
       if (pairs && !ready) narrow(from, halves, B * n);
       ready = true;
-      return Seen{from, pairs ? halves : nullptr};
+      return Inputs{from, pairs ? halves : nullptr};
     };
-    const auto normed = [&](bool& ready, const float* gain, const float* bias, int64_t layer) {
+    const auto normalized = [&](bool& ready, const float* gain, const float* bias, int64_t layer) {
       for (int64_t r = 0; r < B && !ready; r++)
         norm(c.x + r * D, x + r * D, D, gain + layer * D, bias ? bias + layer * D : nullptr, m.layer_norm, m.eps);
-      return seen(ready, x, D);
+      return inputs_of(ready, x, D);
     };
     for (int64_t l = 0; l < m.layers; l++) {
       bool ready = false;
-      const int64_t nq = pieces(H * C), nk = pieces(K * C);
+      const int64_t nq = num_blocks(H * C), nk = num_blocks(K * C);
       stages.run(nq + 2 * nk, [&](int64_t i) {
-        const Seen x = normed(ready, m.attn_norm, m.attn_norm_bias, l);
-        if (i < nq) return linear(m.q, l, B, x, q, m.q_bias, piece(H * C, i));
-        if (i < nq + nk) return linear(m.k, l, B, x, k, m.k_bias, piece(K * C, i - nq));
-        linear(m.v, l, B, x, v, m.v_bias, piece(K * C, i - nq - nk));
+        const Inputs x = normalized(ready, m.attn_norm, m.attn_norm_bias, l);
+        if (i < nq) return linear(m.q, l, B, x, q, m.q_bias, block(H * C, i));
+        if (i < nq + nk) return linear(m.k, l, B, x, k, m.k_bias, block(K * C, i - nq));
+        linear(m.v, l, B, x, v, m.v_bias, block(K * C, i - nq - nk));
       });
       stages.run(B * K, [&](int64_t i) {
-        (half ? remember<CacheBF16> : remember<CacheF32>)(m, c, l, i / K, i % K, k + i * C, v + i * C);
+        (half ? write_cache<CacheBF16> : write_cache<CacheF32>)(m, c, l, i / K, i % K, k + i * C, v + i * C);
       });
       stages.run(B * H, [&](int64_t i) {
         (half ? attend<CacheBF16> : attend<CacheF32>)(m, c, l, i / H, i % H, q + i * C, y + i * C, scores);
       });
       ready = false;
-      stages.run(pieces(D), [&](int64_t i) {
-        linear(m.o, l, B, seen(ready, y, H * C), out, m.o_bias, piece(D, i));
-        add(c.x, out, B, D, piece(D, i));
+      stages.run(num_blocks(D), [&](int64_t i) {
+        linear(m.o, l, B, inputs_of(ready, y, H * C), out, m.o_bias, block(D, i));
+        add(c.x, out, B, D, block(D, i));
       });
       ready = false;
-      stages.run(pieces(F), [&](int64_t i) {
-        const Seen x = normed(ready, m.ffn_norm, m.ffn_norm_bias, l);
-        const Share hidden = piece(F, i);
+      stages.run(num_blocks(F), [&](int64_t i) {
+        const Inputs x = normalized(ready, m.ffn_norm, m.ffn_norm_bias, l);
+        const Range hidden = block(F, i);
         linear(m.up, l, B, x, up, m.up_bias, hidden);
         if (m.gate.data) linear(m.gate, l, B, x, gate, m.gate_bias, hidden);
         for (int64_t r = 0; r < B; r++) {
@@ -523,23 +523,23 @@ static void decode(const Model& m, const Call& c) {
         }
       });
       ready = false;
-      stages.run(pieces(D), [&](int64_t i) {
-        linear(m.down, l, B, seen(ready, up, F), out, m.down_bias, piece(D, i));
-        add(c.x, out, B, D, piece(D, i));
+      stages.run(num_blocks(D), [&](int64_t i) {
+        linear(m.down, l, B, inputs_of(ready, up, F), out, m.down_bias, block(D, i));
+        add(c.x, out, B, D, block(D, i));
       });
     }
     bool ready = false;
-    stages.run(c.logits ? pieces(m.head.outputs) : 0, [&](int64_t i) {
-      linear(m.head, 0, B, normed(ready, m.norm, m.norm_bias, 0), c.logits, nullptr, piece(m.head.outputs, i));
+    stages.run(c.logits ? num_blocks(m.head.outputs) : 0, [&](int64_t i) {
+      linear(m.head, 0, B, normalized(ready, m.norm, m.norm_bias, 0), c.logits, nullptr, block(m.head.outputs, i));
     });
     stages.run(1, [&](int64_t) {
-      normed(ready, m.norm, m.norm_bias, 0);
+      normalized(ready, m.norm, m.norm_bias, 0);
       std::copy(x, x + B * D, c.x);
     });
   }
 }
 
-extern "C" int step(const Model* model, const Call* call) {  // not 0: there was no memory, and nothing was written
+extern "C" int step(const Model* model, const Call* call) {  // not 0: no memory, and nothing was written
   try {
     decode(*model, *call);
   } catch (const std::exception&) {

@@ -1,6 +1,7 @@
-"""Models as Hugging Face's Llama, Mistral, Qwen2 or Qwen3: the config and the names of the weights, or why not.
+"""Export of models as Hugging Face's Llama, Mistral, Qwen2 or Qwen3: config and weight names.
 
-Invariant: what is not refused computes the same logits there; nothing is left out in silence.
+Invariant: a model that is accepted computes the same logits there; a model that none of them can
+hold is refused with the reason.
 """
 
 from __future__ import annotations
@@ -14,38 +15,40 @@ from slm_fn.core.types import Params
 from slm_fn.nn.config import ModelConfig
 from slm_fn.nn.positions import attention_factor
 
-_NAMES = {
+_HF_NAMES = {
     "attn_norm": "input_layernorm.weight",
     "ffn_norm": "post_attention_layernorm.weight",
-    **{f"attn/{name}": f"self_attn.{name}_proj" for name in "qkvo"},
-    **{f"attn/{name}_norm": f"self_attn.{name}_norm.weight" for name in "qk"},
-    **{f"ffn/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+    "attn/q": "self_attn.q_proj",
+    "attn/k": "self_attn.k_proj",
+    "attn/v": "self_attn.v_proj",
+    "attn/o": "self_attn.o_proj",
+    "attn/q_norm": "self_attn.q_norm.weight",
+    "attn/k_norm": "self_attn.k_norm.weight",
+    "ffn/gate": "mlp.gate_proj",
+    "ffn/up": "mlp.up_proj",
+    "ffn/down": "mlp.down_proj",
 }
+"""transformers' name below a layer, by the path below `blocks`."""
 
 
 def family(config: ModelConfig) -> str:
-    """Which of the four holds this model: `llama`, `mistral` (a window), `qwen2` (biases of qkv), `qwen3` (QK-norm).
+    """Returns which family holds this model.
+
+    Returns:
+        `qwen3` (QK-norm), `qwen2` (biases of q, k and v), `mistral` (a window) or `llama`.
 
     Raises:
-        ValueError: none of them; names what none has.
+        ValueError: none of them does; the message names what none has.
 
     Example:
         >>> family(ModelConfig(qk_norm=True)), family(ModelConfig(window=64))
         ('qwen3', 'mistral')
     """
-    foreign = {
-        f"norm {config.norm}": config.norm != "rms",
-        f"ffn {config.ffn}": config.ffn != "swiglu",
-        f"positions {config.positions}": config.positions != "rope",
-        "attn_softcap": config.attn_softcap > 0,
-        "logit_softcap": config.logit_softcap > 0,
-        f"qk_norm with biases {config.biases}": config.qk_norm and config.biases != "none",
-        "a window with biases all": config.window > 0 and config.biases == "all",
-    }
-    found = [what for what, is_there in foreign.items() if is_there]
-    if found:
+    unsupported = _unsupported_features(config)
+    if unsupported:
         raise ValueError(
-            f"no Llama, Mistral, Qwen2 or Qwen3 has {', '.join(found)}; this model cannot be exported as one of them"
+            f"no Llama, Mistral, Qwen2 or Qwen3 has {', '.join(unsupported)}; "
+            "this model cannot be exported as one of them"
         )
     if config.qk_norm:
         return "qwen3"
@@ -54,17 +57,39 @@ def family(config: ModelConfig) -> str:
     return "mistral" if config.window else "llama"
 
 
-def describe(config: ModelConfig, bos: int | None = None, eos: int | None = None) -> dict[str, Any]:
-    """The `config.json` that transformers reads.
+def _unsupported_features(config: ModelConfig) -> list[str]:
+    checks = {
+        f"norm {config.norm}": config.norm != "rms",
+        f"ffn {config.ffn}": config.ffn != "swiglu",
+        f"positions {config.positions}": config.positions != "rope",
+        "attn_softcap": config.attn_softcap > 0,
+        "logit_softcap": config.logit_softcap > 0,
+        f"qk_norm with biases {config.biases}": config.qk_norm and config.biases != "none",
+        "a window with biases all": config.window > 0 and config.biases == "all",
+    }
+    return [feature for feature, is_present in checks.items() if is_present]
+
+
+def to_hf_config(
+    config: ModelConfig,
+    bos: int | None = None,
+    eos: int | None = None,
+) -> dict[str, Any]:
+    """Returns the `config.json` that transformers reads.
+
+    Args:
+        config: the model's own config.
+        bos: the id of the token at the start of every document.
+        eos: the id of the token that ends a reply.
 
     Raises:
         ValueError: transformers has no such model (see `family`).
     """
-    kind = family(config)
-    theta, scaling = _rope(config)
-    told = {
-        "model_type": kind,
-        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+    model_family = family(config)
+    theta, scaling = _rope_settings(config)
+    hf_config = {
+        "model_type": model_family,
+        "architectures": [f"{model_family.capitalize()}ForCausalLM"],
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
         "intermediate_size": config.ffn_dim,
@@ -84,46 +109,60 @@ def describe(config: ModelConfig, bos: int | None = None, eos: int | None = None
         "eos_token_id": eos,
         "torch_dtype": "float32",
     }
-    if kind == "llama":
-        return told
-    del told["mlp_bias"]
-    window = {"sliding_window": config.window or None}
-    if kind == "mistral":
-        return told | window
-    # In their layers below `max_window_layers` the Qwens see everything.
-    return told | window | {"use_sliding_window": config.window > 0, "max_window_layers": 0}
+    if model_family == "llama":
+        return hf_config
+    del hf_config["mlp_bias"]
+    hf_config["sliding_window"] = config.window or None
+    if model_family != "mistral":
+        # In the layers of a Qwen below `max_window_layers` attention has no window.
+        hf_config["use_sliding_window"] = config.window > 0
+        hf_config["max_window_layers"] = 0
+    return hf_config
 
 
-def _rope(config: ModelConfig) -> tuple[float, dict[str, Any] | None]:
-    """Theta and the scaling in transformers' words. NTK is another theta and nothing else."""
-    scaling, C = config.rope_scaling, config.head_dim
+def _rope_settings(config: ModelConfig) -> tuple[float, dict[str, Any] | None]:
+    """Returns theta and transformers' `rope_scaling`. NTK scaling changes theta alone."""
+    scaling = config.rope_scaling
     if scaling.kind == "none":
         return config.rope_theta, None
     if scaling.kind == "ntk":
+        C = config.head_dim
         return config.rope_theta * scaling.factor ** (C / (C - 2)), None
-    told = {"rope_type": scaling.kind, "factor": scaling.factor}
+    settings = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "linear":
-        return config.rope_theta, told
-    return config.rope_theta, told | {
-        "original_max_position_embeddings": scaling.original_context or round(config.context / scaling.factor),
+        return config.rope_theta, settings
+    original_context = scaling.original_context or round(config.context / scaling.factor)
+    yarn_settings = {
+        "original_max_position_embeddings": original_context,
         "beta_fast": scaling.beta_fast,
         "beta_slow": scaling.beta_slow,
         "attention_factor": attention_factor(scaling),
     }
+    return config.rope_theta, settings | yarn_settings
 
 
-def rename(config: ModelConfig, params: Params) -> dict[str, Tensor]:
-    """The parameters by transformers' names, a layer's matrices apart.
+def to_hf_weights(config: ModelConfig, params: Params) -> dict[str, Tensor]:
+    """Returns the parameters by transformers' names, one matrix per layer.
 
     Raises:
         ValueError: transformers has no such model (see `family`).
     """
     family(config)
-    out = {"model.embed_tokens.weight": params["embed"], "model.norm.weight": params["norm"]}
+    weights = {
+        "model.embed_tokens.weight": params["embed"],
+        "model.norm.weight": params["norm"],
+    }
     for i, layer in enumerate(tree.unstack(params["blocks"])):
-        for path, w in tree.paths(layer).items():
-            stem, bias = path.removesuffix("_bias"), path.endswith("_bias")
-            name = _NAMES[stem]
-            ending = "" if name.endswith(".weight") else ".bias" if bias else ".weight"
-            out[f"model.layers.{i}.{name}{ending}"] = w
-    return out if config.tied else {**out, "lm_head.weight": params["head"]}
+        for path, weight in tree.named_leaves(layer).items():
+            weights[f"model.layers.{i}.{_hf_name(path)}"] = weight
+    if not config.tied:
+        weights["lm_head.weight"] = params["head"]
+    return weights
+
+
+def _hf_name(path: str) -> str:
+    """Returns transformers' name of a parameter of a layer."""
+    name = _HF_NAMES[path.removesuffix("_bias")]
+    if name.endswith(".weight"):
+        return name
+    return f"{name}.bias" if path.endswith("_bias") else f"{name}.weight"

@@ -1,6 +1,7 @@
-"""Document isolation: rows that hold several texts, read as if each stood alone.
+"""Document isolation: rows that hold several documents, read as if each document stood alone.
 
-Invariant: a text's outputs depend on that text alone, whatever else was packed into its row.
+Invariant: a document's outputs depend on that document alone, whatever else was packed into its
+row.
 """
 
 from __future__ import annotations
@@ -13,18 +14,23 @@ from torch import Tensor
 from slm_fn.core.types import Apply, Params
 
 
-def isolate(start: int) -> Callable[[Apply], Apply]:
-    """Lift `apply -> apply`: every `start` token opens a segment of its own.
+def isolate_documents(start: int) -> Callable[[Apply], Apply]:
+    """Lifts `apply -> apply`: every `start` token begins a document that attends to itself alone.
 
-    The segments are read off the tokens, so losses, batches and evaluators stay as they are. What stands before the
-    first `start` of a row, the rest of a text that was cut, is a segment too.
+    The documents are read from the tokens, so losses, batches and evaluators do not change. The
+    tokens before the first `start` of a row, the rest of a document that was cut, form a document
+    too.
+
+    Args:
+        start: the id of the token at the start of every document.
 
     Example:
         >>> import torch
         >>> from functools import partial
         >>> from slm_fn.nn import gpt
         >>> config = gpt.ModelConfig(vocab_size=8, dim=16, num_layers=1, ffn_dim=16)
-        >>> apply, params = isolate(0)(partial(gpt.apply, config)), gpt.init(config, key=0)
+        >>> apply = isolate_documents(0)(partial(gpt.apply, config))
+        >>> params = gpt.init(config, key=0)
         >>> alone, _ = apply(params, torch.tensor([[0, 5, 6]]))
         >>> packed, _ = apply(params, torch.tensor([[3, 0, 5, 6, 0, 7]]))
         >>> torch.allclose(packed[:, 1:4], alone, atol=1e-5)
@@ -34,8 +40,14 @@ def isolate(start: int) -> Callable[[Apply], Apply]:
     """
 
     def lift(apply: Apply) -> Apply:
-        def isolated(params: Params, tokens: Tensor, past: Any = None, **kwargs: Any) -> tuple[Any, Any]:
-            return apply(params, tokens, past, segments=(tokens == start).cumsum(-1), **kwargs)
+        def isolated(
+            params: Params,
+            tokens: Tensor,
+            past: Any = None,
+            **kwargs: Any,
+        ) -> tuple[Any, Any]:
+            segments = (tokens == start).cumsum(-1)
+            return apply(params, tokens, past, segments=segments, **kwargs)
 
         return isolated
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.func import vmap
 
 from slm_fn.core import tree
@@ -14,15 +15,19 @@ from slm_fn.core.types import Step, TrainState
 
 
 def ensemble(step: Step) -> Step:
-    """Lift `Step -> Step`: states stacked along a first axis E, one batch for all; metrics come back as (E,).
+    """Lifts `Step -> Step`: one batch trains all members, whose states are stacked.
 
-    The step's gradient must be made by the `func` engine: vmap cannot see through `autograd`.
+    Args:
+        step: its gradient must be computed by the `func` engine, as vmap cannot trace `autograd`.
+
+    Returns:
+        A step over states stacked along a first axis E; its metrics have the shape (E,).
 
     Example:
         >>> import torch
         >>> grow = ensemble(lambda state, batch: (state, {"loss": state.params["w"] * batch}))
-        >>> states = gather([TrainState({"w": torch.tensor(w)}, (), torch.tensor(0)) for w in (1.0, 2.0)])
-        >>> grow(states, torch.tensor(3.0))[1]["loss"]
+        >>> members = [TrainState({"w": torch.tensor(w)}, (), torch.tensor(0)) for w in (1.0, 2.0)]
+        >>> grow(stack_states(members), torch.tensor(3.0))[1]["loss"]
         tensor([3., 6.])
 
     References: arXiv 1612.01474.
@@ -30,11 +35,17 @@ def ensemble(step: Step) -> Step:
     return vmap(step, in_dims=(0, None))
 
 
-def gather(members: Sequence[TrainState]) -> TrainState:
-    """The members' states as one."""
-    return tree.stack(*members)
+def stack_states(members: Sequence[TrainState]) -> TrainState:
+    """Stacks the members' states into the state of an ensemble."""
+    stacked: TrainState = tree.stack(*members)
+    return stacked
 
 
-def member(states: TrainState, index: int) -> TrainState:
-    """One member's state on its own."""
-    return tree.map(lambda leaf: leaf[index], states)
+def member_state(states: TrainState, index: int) -> TrainState:
+    """Returns one member's state from the state of an ensemble."""
+
+    def select(leaf: Tensor) -> Tensor:
+        return leaf[index]
+
+    state: TrainState = tree.map(select, states)
+    return state

@@ -1,7 +1,8 @@
-"""Sharding as data: replicate, fsdp and tensor-parallel placements; value_and_grad over a mesh of processes.
+"""Data, fully sharded and tensor parallelism: value_and_grad over a mesh of processes.
 
-Each process takes its own rows and hands them to the same arrow; parameters rest as DTensors whose placements are a
-tree. A rank may have more rows than another, or none: what is averaged is weighted by `aux["weight"]`.
+Each process passes its own rows to the same function; between steps the parameters are DTensors
+whose placements are a tree. A rank may have more rows than another, or none: averages are
+weighted by `aux["weight"]`.
 
 Invariant: gradients and what the loss reports are those of one process on all ranks' rows together.
 """
@@ -9,46 +10,64 @@ Invariant: gradients and what the loss reports are those of one process on all r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 from torch.distributed.tensor.experimental import implicit_replication
 
 from slm_fn.core import tree
-from slm_fn.core.grads import is_count
+from slm_fn.core.grads import split_counts
 from slm_fn.core.types import Aux, Params, Path, ValueAndGrad
 from slm_fn.nn import gpt
 from slm_fn.nn.gpt import ModelConfig
 
-Placements = dict[str, Any]
+Placements: TypeAlias = dict[str, Any]
 """A nested dict like the params; a leaf is a tuple with a placement for each axis of the mesh."""
 
-COLUMNS, ROWS = ("q", "k", "v", "gate", "up"), ("o", "down")
-"""Block matrices split where they write (their outputs are heads or hidden units), and where they read."""
+COLUMNS = ("q", "k", "v", "gate", "up")
+"""Block matrices sharded along their outputs, which are heads or hidden units."""
+
+ROWS = ("o", "down")
+"""Block matrices sharded along their inputs."""
 
 
 def replicate(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
-    """Lift `VG -> VG`: every rank holds all parameters and gets the gradient of all ranks' rows, by all-reduce.
+    """Lifts `VG -> VG`: data parallelism. Each rank holds all parameters and reduces gradients.
 
-    Leaves are stacked over layers, so they are few and large: each is a bucket. Put it outside of `accumulate`, and
-    one reduction serves all parts: `pipe(value_and_grad, accumulate(4), replicate(mesh))(loss)`. Leaves that are
-    sharded over another axis of the mesh are reduced shard by shard.
+    Leaves are stacked over layers, so they are few and large, and each is a bucket of its own.
+    Apply it after `accumulate`, and one reduction serves all micro-batches: `pipe(value_and_grad,
+    accumulate(4), replicate(mesh))(loss)`. Leaves that are sharded over another axis of the mesh
+    are reduced shard by shard.
     """
     group = mesh.get_group()
 
     def lift(vg: ValueAndGrad) -> ValueAndGrad:
-        def replicated(params: Params, batch: Any, scale: Tensor | None = None) -> tuple[tuple[Tensor, Aux], Params]:
-            found, grads = vg(params, batch, scale)
-            found, share = _average(found, group)
-            grads = tree.map(lambda g: _times(g, share), grads)
-            sums = [dist.all_reduce(_local(g), group=group, async_op=True) for g in tree.leaves(grads)]
-            for work in sums:
-                work.wait()
-            return found, grads
+        def replicated(
+            params: Params,
+            batch: Any,
+            scale: Tensor | None = None,
+        ) -> tuple[tuple[Tensor, Aux], Params]:
+            value_and_aux, grads = vg(params, batch, scale)
+            value_and_aux, share = _average(value_and_aux, group)
+            grads = tree.map(lambda grad: _multiply_or_zero(grad, share), grads)
+            reductions = [
+                dist.all_reduce(_local_tensor(grad), group=group, async_op=True)
+                for grad in tree.leaves(grads)
+            ]
+            for reduction in reductions:
+                reduction.wait()
+            return value_and_aux, grads
 
         return replicated
 
@@ -56,25 +75,33 @@ def replicate(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
 
 
 def fsdp(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
-    """Lift `VG -> VG`: `scatter . vg . gather`. Parameters come in sharded (`place`), gradients go out the same way.
+    """Lifts `VG -> VG`: fully sharded data parallelism, `scatter . vg . gather`.
 
-    So the optimizer's state and its work are sharded too: begin with `place(params, zero(params, mesh), mesh)`. For
-    the time of `vg` each rank holds the whole parameters.
+    Parameters arrive sharded (see `shard_params`) and gradients leave with the same placements,
+    so the optimizer's state and its work are sharded as well. Begin with `shard_params(params,
+    zero_placements(params, mesh), mesh)`. During `vg` each rank holds all parameters.
 
     References: arXiv 1910.02054 (ZeRO), 2304.11277 (FSDP).
     """
     group = mesh.get_group()
 
     def lift(vg: ValueAndGrad) -> ValueAndGrad:
-        def sharded(params: Params, batch: Any, scale: Tensor | None = None) -> tuple[tuple[Tensor, Aux], Params]:
-            found, grads = vg(tree.map(tree.whole, params), batch, scale)
-            found, share = _average(found, group)
+        def sharded(
+            params: Params,
+            batch: Any,
+            scale: Tensor | None = None,
+        ) -> tuple[tuple[Tensor, Aux], Params]:
+            full_params = tree.map(tree.full_tensor, params)
+            value_and_aux, grads = vg(full_params, batch, scale)
+            value_and_aux, share = _average(value_and_aux, group)
 
-            def scatter(g: Tensor, like: DTensor) -> Tensor:
-                partial = DTensor.from_local(_times(g, share), like.device_mesh, [Partial()], run_check=False)
-                return partial.redistribute(placements=like.placements)
+            def scatter(grad: Tensor, like: DTensor) -> Tensor:
+                partial_sum = DTensor.from_local(
+                    _multiply_or_zero(grad, share), like.device_mesh, [Partial()], run_check=False
+                )
+                return partial_sum.redistribute(placements=like.placements)
 
-            return found, tree.map(scatter, grads, params)
+            return value_and_aux, tree.map(scatter, grads, params)
 
         return sharded
 
@@ -82,105 +109,155 @@ def fsdp(mesh: DeviceMesh) -> Callable[[ValueAndGrad], ValueAndGrad]:
 
 
 def implicit(vg: ValueAndGrad) -> ValueAndGrad:
-    """Lift `VG -> VG` for parameters placed by `tensor_parallel`: the batch and all constants count as replicated.
+    """Lifts `VG -> VG` for parameters with `tensor_parallel` placements.
 
-    The forward pass and the loss are the unchanged ones, with the attention backend `plain` (the fused kernels have no
-    rule for shards) and the autograd engine. Value and aux come back as plain tensors, gradients as the params.
+    The batch and all constants count as replicated. The forward pass and the loss do not change;
+    they need the attention backend `plain`, as the fused kernels have no rule for shards, and the
+    autograd engine. Value and aux are returned as plain tensors, gradients with the placements of
+    the params.
     """
 
-    def placed(params: Params, batch: Any, scale: Tensor | None = None) -> tuple[tuple[Tensor, Aux], Params]:
+    def tensor_parallel_vg(
+        params: Params,
+        batch: Any,
+        scale: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Aux], Params]:
         with implicit_replication():
-            found, grads = vg(params, batch, scale)
-            grads = tree.map(lambda g, p: g.redistribute(placements=p.placements), grads, params)
-            return tree.map(tree.whole, found), grads
+            value_and_aux, grads = vg(params, batch, scale)
+            grads = tree.map(_redistribute_like, grads, params)
+            return tree.map(tree.full_tensor, value_and_aux), grads
 
-    return placed
+    return tensor_parallel_vg
 
 
-def _average(found: tuple[Tensor, Aux], group: dist.ProcessGroup) -> tuple[tuple[Tensor, Aux], Tensor]:
-    """Value and aux over all ranks, and this rank's share of the weight."""
-    value, aux = found
-    w = aux["weight"]
-    counts = {name: x for name, x in aux.items() if is_count(name)}
-    means = {name: _times(x, w) for name, x in aux.items() if name not in counts}
-    value, means, counts = _sum((_times(value, w), means, counts), group)
-    total = counts["weight"]
+def _redistribute_like(grad: DTensor, param: DTensor) -> Tensor:
+    return grad.redistribute(placements=param.placements)
+
+
+def _average(
+    value_and_aux: tuple[Tensor, Aux], group: dist.ProcessGroup
+) -> tuple[tuple[Tensor, Aux], Tensor]:
+    """Averages value and aux over all ranks.
+
+    Returns:
+        The averages, and this rank's share of the total weight.
+    """
+    value, aux = value_and_aux
+    weight = aux["weight"]
+    counts, means = split_counts(aux)
+    weighted_means = {name: _multiply_or_zero(mean, weight) for name, mean in means.items()}
+    weighted_value = _multiply_or_zero(value, weight)
+    sums = _all_reduce_tree((weighted_value, weighted_means, counts), group)
+    value_sum, mean_sums, count_sums = sums
+    total = count_sums["weight"]
     total = torch.where(total > 0, total, 1)
-    return (value / total, {**tree.map(lambda x: x / total, means), **counts}), w / total
+    averages = tree.map(lambda leaf: leaf / total, mean_sums)
+    return (value_sum / total, {**averages, **count_sums}), weight / total
 
 
-def _times(x: Tensor, w: Tensor) -> Tensor:
-    """`x * w`, and zero where nothing was counted: a mean over no rows may be NaN."""
-    return torch.where(w > 0, x * w, 0)
+def _multiply_or_zero(x: Tensor, weight: Tensor) -> Tensor:
+    """Returns `x * weight`, and zero where nothing was counted: a mean over no rows may be NaN."""
+    return torch.where(weight > 0, x * weight, 0)
 
 
-def _sum(found: Any, group: dist.ProcessGroup) -> Any:
-    """Every leaf summed over the ranks, one reduction for each dtype."""
-    leaves, spec = tree.flatten(found)
+def _all_reduce_tree(values: Any, group: dist.ProcessGroup) -> Any:
+    """Sums every leaf over the ranks, with one reduction for each dtype."""
+    leaves, spec = tree.flatten(values)
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
-        here = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
-        flat = torch.cat([leaves[i].reshape(-1) for i in here])
+        indices = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat = torch.cat([leaves[i].reshape(-1) for i in indices])
         dist.all_reduce(flat, group=group)
-        for i, part in zip(here, flat.split([leaves[i].numel() for i in here]), strict=True):
-            leaves[i] = part.view(leaves[i].shape)
+        lengths = [leaves[i].numel() for i in indices]
+        for i, chunk in zip(indices, torch.split(flat, lengths), strict=True):
+            leaves[i] = chunk.view(leaves[i].shape)
     return tree.unflatten(leaves, spec)
 
 
-def _local(leaf: Tensor) -> Tensor:
+def _local_tensor(leaf: Tensor) -> Tensor:
     return leaf.to_local() if isinstance(leaf, DTensor) else leaf
 
 
-def zero(params: Params, mesh: DeviceMesh) -> Placements:
-    """Placements for `fsdp`: each leaf along its first axis, which for block weights is the layers.
+def zero_placements(params: Params, mesh: DeviceMesh) -> Placements:
+    """Returns placements for `fsdp`: each leaf along its first axis, for block weights the layers.
 
-    So a rank holds whole matrices, and Muon orthogonalises its own without a word to the others; where layers do not
-    divide, some ranks hold one more. A leaf with fewer layers than ranks is split along its longest axis: there DTensor
-    gathers what an optimizer needs. Numbers are replicated.
+    A rank then holds full matrices, and Muon orthogonalises its own without communication; where
+    the layers do not divide evenly, some ranks hold one more. A leaf with fewer layers than ranks
+    is sharded along its longest axis, and DTensor gathers what an optimizer needs. Scalars are
+    replicated.
     """
 
-    def rule(path: Path, leaf: Any) -> tuple[Placement, ...]:
+    def placements_of(path: Path, leaf: Any) -> tuple[Placement, ...]:
         if not leaf.ndim:
             return (Replicate(),)
-        longest = max(range(leaf.ndim), key=lambda axis: leaf.shape[axis])
-        return (Shard(0 if leaf.shape[0] >= mesh.size() else longest),)
+        if leaf.shape[0] >= mesh.size():
+            return (Shard(0),)
+        longest_axis = max(range(leaf.ndim), key=lambda axis: leaf.shape[axis])
+        return (Shard(longest_axis),)
 
-    return tree.update_in(params, rule)
+    return tree.map_with_path(params, placements_of)
 
 
 def tensor_parallel(config: ModelConfig, mesh: DeviceMesh) -> Placements:
-    """Placements for a model too large for one device: heads and hidden units are dealt out, the rest is replicated.
+    """Returns placements for a model too large for one device: heads and hidden units are sharded.
 
-    `q, k, v, gate, up` are split where they write, `o, down` where they read: one reduction after attention and one
-    after the feed-forward, inserted by DTensor.
+    `q, k, v, gate, up` are sharded along their outputs, `o, down` along their inputs, and the
+    rest is replicated: one reduction after attention and one after the feed-forward, inserted by
+    DTensor.
 
     Raises:
-        ValueError: heads or hidden units do not divide among the ranks.
+        ValueError: heads or hidden units do not divide evenly among the ranks.
 
     References: arXiv 1909.08053 (Megatron-LM).
     """
-    size = mesh.size()
-    for field in ("num_heads", "num_kv_heads", "ffn_dim", *(("lite_dim",) if config.ffn == "dual" else ())):
-        if getattr(config, field) % size:
-            raise ValueError(f"model.{field} ({getattr(config, field)}) does not divide among {size} processes")
+    _check_divisible(config, mesh.size())
 
-    def rule(path: Path, leaf: Any) -> tuple[Placement, ...]:
+    def placements_of(path: Path, leaf: Any) -> tuple[Placement, ...]:
         name = path.rpartition("/")[2]
         if name.removesuffix("_bias") in COLUMNS:
             return (Shard(1),)
-        return (Shard(2) if name in ROWS else Replicate(),)
+        if name in ROWS:
+            return (Shard(2),)
+        return (Replicate(),)
 
-    return tree.update_in(gpt.spec(config), rule)
-
-
-def place(params: Params, placements: Placements, mesh: DeviceMesh) -> Params:
-    """Each rank's own part of parameters that every rank has whole; nothing is sent."""
-    told = tree.flat(placements)
-    return tree.update_in(params, lambda path, leaf: own(leaf, told[path], mesh))
+    return tree.map_with_path(gpt.param_specs(config), placements_of)
 
 
-def own(leaf: Tensor, placements: Sequence[Placement], mesh: DeviceMesh) -> DTensor:
-    """This rank's part of a tensor that every rank has whole."""
-    part = distribute_tensor(leaf, mesh, placements, src_data_rank=None).to_local()
-    # A clone, because a slice would keep the whole leaf alive.
-    shape, stride = leaf.shape, leaf.contiguous().stride()
-    return DTensor.from_local(part.clone(), mesh, placements, run_check=False, shape=shape, stride=stride)
+def _check_divisible(config: ModelConfig, num_ranks: int) -> None:
+    fields = ["num_heads", "num_kv_heads", "ffn_dim"]
+    if config.ffn == "dual":
+        fields.append("lite_dim")
+    for field in fields:
+        value = getattr(config, field)
+        if value % num_ranks:
+            raise ValueError(f"model.{field} ({value}) does not divide among {num_ranks} processes")
+
+
+def shard_params(
+    params: Params,
+    placements: Placements,
+    mesh: DeviceMesh,
+) -> Params:
+    """Returns this rank's shards of parameters that every rank holds in full; sends nothing."""
+    placement_of = tree.flatten_dict(placements)
+
+    def shard_leaf(path: Path, leaf: Tensor) -> DTensor:
+        return shard_tensor(leaf, placement_of[path], mesh)
+
+    return tree.map_with_path(params, shard_leaf)
+
+
+def shard_tensor(
+    leaf: Tensor,
+    placements: Sequence[Placement],
+    mesh: DeviceMesh,
+) -> DTensor:
+    """Returns this rank's shard of a tensor that every rank holds in full."""
+    local = distribute_tensor(leaf, mesh, placements, src_data_rank=None).to_local()
+    return DTensor.from_local(
+        local.clone(),  # a slice would keep the full leaf alive
+        mesh,
+        placements,
+        run_check=False,
+        shape=leaf.shape,
+        stride=leaf.contiguous().stride(),
+    )

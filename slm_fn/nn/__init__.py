@@ -1,0 +1,8 @@
+"""The decoder and its parts; any torch module as (params, apply)."""
+
+from typing import TYPE_CHECKING
+
+import slm_fn
+
+if not TYPE_CHECKING:
+    __getattr__ = slm_fn.lazy_submodules(__name__)

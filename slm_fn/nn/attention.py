@@ -1,6 +1,7 @@
-"""Causal grouped-query attention: one function over the attention backends, and the mask they share.
+"""Causal grouped-query attention: two backends behind one function, and the mask for both.
 
-Invariant: a query sees the keys of its segment at its own place and before, whatever else lies in the row.
+Invariant: a query attends to keys of its own segment at its own position and before, whatever else
+the sequence holds.
 """
 
 from __future__ import annotations
@@ -20,63 +21,90 @@ Backend = Literal["auto", "plain", "fused"]
 
 
 def causal_mask(
-    positions_BT: Int[Tensor, "#B T"], num_keys: int, since_BT: Int[Tensor, "B T"] | None = None, window: int = 0
+    positions_BT: Int[Tensor, "#B T"],
+    num_keys: int,
+    segment_starts_BT: Int[Tensor, "B T"] | None = None,
+    window: int = 0,
 ) -> Bool[Tensor, "#B T S"]:
-    """True where a query at `positions_BT` may look: keys lie at places 0, 1, ..., num_keys - 1.
+    """Returns True where the query at a position may attend to a key.
 
     Args:
-        since_BT: the first place each query may look at, where its segment begins; None is the row's beginning.
-        window: how many places back a query may look, its own included; 0 is all.
+        positions_BT: position of each query; keys are at positions 0, 1, ..., num_keys - 1.
+        num_keys: number of keys S.
+        segment_starts_BT: the first position each query may attend to; None is 0.
+        window: number of positions a query may attend to, its own included; 0 is all before it.
     """
-    keys = torch.arange(num_keys, device=positions_BT.device)
-    seen = keys <= positions_BT[..., None]
-    if since_BT is not None:
-        seen = seen & (keys >= since_BT[..., None])
-    return seen & (keys > positions_BT[..., None] - window) if window else seen
+    key_positions_S = torch.arange(num_keys, device=positions_BT.device)
+    mask_BTS = key_positions_S <= positions_BT[..., None]
+    if segment_starts_BT is not None:
+        mask_BTS = mask_BTS & (key_positions_S >= segment_starts_BT[..., None])
+    if window:
+        mask_BTS = mask_BTS & (key_positions_S > positions_BT[..., None] - window)
+    return mask_BTS
 
 
-def as_bias(seen_BTS: Bool[Tensor, "#B T S"], dtype: torch.dtype) -> Float[Tensor, "#B 1 T S"]:
-    """The mask as what is added to scores: 0 where a query may look, minus infinity elsewhere."""
-    return torch.zeros_like(seen_BTS, dtype=dtype).masked_fill(~seen_BTS, float("-inf"))[:, None]
+def mask_to_bias(mask_BTS: Bool[Tensor, "#B T S"], dtype: torch.dtype) -> Float[Tensor, "#B 1 T S"]:
+    """Returns the mask as a bias for attention scores: 0 where True, minus infinity elsewhere."""
+    zeros_BTS = torch.zeros_like(mask_BTS, dtype=dtype)
+    bias_BTS = zeros_BTS.masked_fill(~mask_BTS, float("-inf"))
+    return bias_BTS[:, None]
 
 
 def add_alibi(
-    bias_B1TS: Float[Tensor, "#B 1 T S"], positions_BT: Int[Tensor, "#B T"], slopes: Sequence[float]
+    bias_B1TS: Float[Tensor, "#B 1 T S"],
+    positions_BT: Int[Tensor, "#B T"],
+    slopes: Sequence[float],
 ) -> Float[Tensor, "#B H T S"]:
-    """The bias less each head's slope times the distance: scores fall with it, the more so the steeper the head.
+    """Subtracts from the bias each head's slope times the distance from query to key (ALiBi).
 
     References: arXiv 2108.12409.
     """
-    distance_BTS = positions_BT[..., None] - torch.arange(bias_B1TS.shape[-1], device=bias_B1TS.device)
-    # Filled on the device: a tensor made of a list is uploaded, which a recorded graph cannot hold.
+    key_positions_S = torch.arange(bias_B1TS.shape[-1], device=bias_B1TS.device)
+    distance_BTS = positions_BT[..., None] - key_positions_S
+    # Filled on the device: a tensor made from a list is copied there, which a CUDA graph cannot do.
     slopes_H = torch.stack([torch.full((), slope, device=bias_B1TS.device) for slope in slopes])
-    fall = slopes_H[:, None, None] * distance_BTS[:, None]
-    return bias_B1TS - fall.to(bias_B1TS.dtype)
+    penalty_BHTS = slopes_H[:, None, None] * distance_BTS[:, None]
+    return bias_B1TS - penalty_BHTS.to(bias_B1TS.dtype)
 
 
 def segment_starts(segments_BT: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Where the segment of each place begins; a segment is a run of one number.
+    """Returns, for every position, where its segment begins; a segment is a run of equal ids.
 
     Example:
         >>> segment_starts(torch.tensor([[7, 7, 8, 8, 8, 7]]))
         tensor([[0, 0, 2, 2, 2, 5]])
     """
-    begins = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
-    places = torch.arange(segments_BT.shape[1], device=segments_BT.device)
-    return torch.where(begins, places, 0).cummax(-1).values
+    is_new_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
+    is_start_BT = F.pad(is_new_BT, (1, 0), value=True)
+    positions_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    return torch.where(is_start_BT, positions_T, 0).cummax(-1).values
 
 
-def choose(backend: Backend, x: Tensor, softcap: float = 0.0) -> Literal["plain", "fused"]:
-    """`auto` as the backend that is faster where `x` lives and can do what is asked.
+def resolve_backend(
+    backend: Backend,
+    x: Tensor,
+    softcap: float = 0.0,
+) -> Literal["plain", "fused"]:
+    """Replaces `auto` by the faster backend for the device of `x` that supports a soft-cap if set.
+
+    Args:
+        backend: the requested backend.
+        x: a tensor on the device where attention runs.
+        softcap: of the attention scores; 0 is none.
 
     Raises:
-        ValueError: `fused` with a soft-cap: SDPA has no place for one between the product and the softmax.
+        ValueError: `fused` with a soft-cap, which SDPA cannot apply between product and softmax.
     """
     if backend == "fused" and softcap:
-        raise ValueError("attn_softcap needs the plain attention backend; the fused kernel cannot bend its scores")
-    if backend == "auto":
-        return "fused" if not softcap and device.prefers_fused_attention(x) else "plain"
-    return backend
+        raise ValueError(
+            "attn_softcap needs the plain attention backend;"
+            " the fused kernel cannot cap its attention scores"
+        )
+    if backend != "auto":
+        return backend
+    if not softcap and device.prefers_fused_attention(x):
+        return "fused"
+    return "plain"
 
 
 def attend(
@@ -88,49 +116,88 @@ def attend(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Float[Tensor, "B T H C"]:
-    """Softmax attention; query head h reads kv head `h * K // H` (MHA: K = H, MQA: K = 1).
+    """Scaled dot-product attention: softmax(scale q k' + bias) v.
+
+    Query head h reads kv head `h * K // H`: multi-head for K = H, multi-query for K = 1.
 
     Args:
-        bias_BHTS: added to the scores: what hides keys, and ALiBi. None is plainly causal, for `fused` alone, which
-            then takes its fastest kernel.
-        backend: `plain` is matmul and softmax: it allows forward-mode AD, sharded tensors and a soft-cap, and beats
-            the CPU's fused kernel at lengths of some hundred. `fused` is SDPA: it keeps no scores, and wins on GPUs
-            and at long lengths.
+        q_BTHC: queries.
+        k_BSKC: keys.
+        v_BSKC: values.
+        bias_BHTS: added to the scores: the mask and ALiBi. None is a causal mask over all keys, for
+            `fused` alone, which then uses its fastest kernel.
+        backend: `plain` is matmul and softmax. It supports forward-mode AD, sharded tensors and a
+            soft-cap, and is faster than the CPU's fused kernel up to some hundred tokens. `fused`
+            is SDPA. It stores no scores, and is faster on GPUs and for long sequences.
         scale: of the scores; None is 1 / sqrt(C).
-        softcap: scores are bent to `softcap * tanh(scores / softcap)` before the bias (arXiv 2408.00118); 0 is off.
+        softcap: scores become `softcap * tanh(scores / softcap)` before the bias is added (arXiv
+            2408.00118); 0 is off.
 
-    References: arXiv 1706.03762, 2305.13245.
+    References: arXiv 1706.03762, 2305.13245 (grouped queries).
     """
-    scale = q_BTHC.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = q_BTHC.shape[-1] ** -0.5
     if backend == "fused":
-        return _fused(q_BTHC, k_BSKC, v_BSKC, bias_BHTS, scale)
-    assert bias_BHTS is not None, "the plain backend hides keys by a bias"
-    return _plain(q_BTHC, k_BSKC, v_BSKC, bias_BHTS, scale, softcap)
+        return _attend_fused(q_BTHC, k_BSKC, v_BSKC, bias_BHTS, scale)
+    assert bias_BHTS is not None, "the plain attention backend needs the mask as a bias"
+    return _attend_plain(q_BTHC, k_BSKC, v_BSKC, bias_BHTS, scale, softcap)
 
 
-def _plain(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, bias_BHTS: Tensor, scale: float, softcap: float) -> Tensor:
-    # Heads that share keys are rows of one product: (B K) matrices of (G T) queries, no key is repeated.
-    num_kv, T = k_BSKC.shape[2], q_BTHC.shape[1]
-    q = rearrange(q_BTHC * scale, "B T (K G) C -> B K (G T) C", K=num_kv)
-    k = rearrange(k_BSKC, "B S K C -> B K C S")
-    v = rearrange(v_BSKC, "B S K C -> B K S C")
-    scores = rearrange(q @ k, "B K (G T) S -> B K G T S", T=T)
+def _attend_plain(
+    q_BTHC: Tensor,
+    k_BSKC: Tensor,
+    v_BSKC: Tensor,
+    bias_BHTS: Tensor,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    # X = G T: the G query heads of one kv head are rows of one product, so no key is repeated.
+    num_kv_heads = k_BSKC.shape[2]
+    T = q_BTHC.shape[1]
+    q_BKXC = rearrange(q_BTHC * scale, "B T (K G) C -> B K (G T) C", K=num_kv_heads)
+    k_BKCS = rearrange(k_BSKC, "B S K C -> B K C S")
+    v_BKSC = rearrange(v_BSKC, "B S K C -> B K S C")
+    scores_BKGTS = rearrange(q_BKXC @ k_BKCS, "B K (G T) S -> B K G T S", T=T)
     if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    bias = bias_BHTS[:, :, None] if bias_BHTS.shape[1] == 1 else bias_BHTS.unflatten(1, (num_kv, -1))
-    weights = rearrange((scores + bias).softmax(-1), "B K G T S -> B K (G T) S")
-    return rearrange(weights @ v, "B K (G T) C -> B T (K G) C", T=T)
+        scores_BKGTS = softcap * torch.tanh(scores_BKGTS / softcap)
+    if bias_BHTS.shape[1] == 1:
+        bias_BKGTS = bias_BHTS[:, :, None]
+    else:
+        bias_BKGTS = rearrange(bias_BHTS, "B (K G) T S -> B K G T S", K=num_kv_heads)
+    weights_BKGTS = (scores_BKGTS + bias_BKGTS).softmax(-1)
+    weights_BKXS = rearrange(weights_BKGTS, "B K G T S -> B K (G T) S")
+    return rearrange(weights_BKXS @ v_BKSC, "B K (G T) C -> B T (K G) C", T=T)
 
 
-def _fused(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, bias_BHTS: Tensor | None, scale: float) -> Tensor:
-    q, k, v = (rearrange(x, "B T H C -> B H T C") for x in (q_BTHC, k_BSKC, v_BSKC))
-    if device.wants_contiguous(q):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    grouped, causal = q.shape[1] != k.shape[1], bias_BHTS is None
-    if grouped and not causal:
-        # Kernels that take a bias know no groups; they would fall back to one that keeps every score.
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias_BHTS, is_causal=causal, scale=scale, enable_gqa=grouped and causal
+def _attend_fused(
+    q_BTHC: Tensor,
+    k_BSKC: Tensor,
+    v_BSKC: Tensor,
+    bias_BHTS: Tensor | None,
+    scale: float,
+) -> Tensor:
+    q_BHTC = rearrange(q_BTHC, "B T H C -> B H T C")
+    k_BKSC = rearrange(k_BSKC, "B S K C -> B K S C")
+    v_BKSC = rearrange(v_BSKC, "B S K C -> B K S C")
+    if device.needs_contiguous_attention(q_BHTC):
+        q_BHTC = q_BHTC.contiguous()
+        k_BKSC = k_BKSC.contiguous()
+        v_BKSC = v_BKSC.contiguous()
+    is_causal = bias_BHTS is None
+    is_grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
+    if is_grouped and not is_causal:
+        # Kernels with a bias do not support grouped queries; SDPA would fall back to a kernel that
+        # stores all scores.
+        group_size = q_BHTC.shape[1] // k_BKSC.shape[1]
+        k_BKSC = k_BKSC.repeat_interleave(group_size, 1)
+        v_BKSC = v_BKSC.repeat_interleave(group_size, 1)
+    out_BHTC = F.scaled_dot_product_attention(
+        q_BHTC,
+        k_BKSC,
+        v_BKSC,
+        attn_mask=bias_BHTS,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=is_grouped and is_causal,
     )
-    return rearrange(y, "B H T C -> B T H C")
+    return rearrange(out_BHTC, "B H T C -> B T H C")

@@ -1,6 +1,7 @@
-"""The key/value cache as a pytree: init, write, take, reset rows; and the slots of an owner who writes over them.
+"""The key/value cache as a pytree: init and write; and its in-place variant for one owner.
 
-Invariant: rows may have different lengths; what lies beyond `length` is never read (the mask hides it).
+Invariant: sequences may have different lengths; entries beyond `length` are never read, since the
+mask hides them.
 """
 
 from __future__ import annotations
@@ -14,84 +15,110 @@ from torch import Tensor
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, and how much of each row is filled."""
+    """Keys and values of every layer, and the number of tokens stored for each sequence."""
 
     k: Tensor  # (L, B, S, K, C)
     v: Tensor  # (L, B, S, K, C)
     length: Tensor  # (B,) int64
 
 
-class Slots(NamedTuple):
-    """A cache written over in place: whoever hands it to `apply` keeps no old one. May be a view of a larger."""
+class InPlaceKVCache(NamedTuple):
+    """A cache whose buffers `apply` overwrites: the caller must not use the old one afterwards.
+
+    Its tensors may be views of larger buffers.
+    """
 
     k: Tensor  # (L, B, S, K, C)
     v: Tensor  # (L, B, S, K, C)
     length: Tensor  # (B,) int64
 
 
-Cache = KVCache | Slots
+Cache = KVCache | InPlaceKVCache
 Write = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From a buffer (B, S, K, C), new entries (B, T, K, C) and their positions (B, T) to a buffer."""
 
 
 def init(
-    num_layers: int, batch: int, size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    num_layers: int,
+    batch_size: int,
+    max_len: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> KVCache:
-    """An empty cache with room for `size` tokens in each of `batch` rows."""
-    shape = (num_layers, batch, size, num_kv_heads, head_dim)
-    k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-    return KVCache(k, v, torch.zeros(batch, dtype=torch.long, device=device))
-
-
-def check_room(cache: Cache, num_new: int) -> None:
-    """Refuse tokens that do not fit, before anything is written. Reads `length`: call it outside a trace.
-
-    Raises:
-        ValueError: some row would grow beyond the cache.
-    """
-    size, longest = cache.k.shape[2], int(cache.length.max())
-    if longest + num_new > size:
-        raise ValueError(f"the cache holds {size} tokens; {longest} are there and {num_new} more do not fit")
+    """Returns an empty cache for `max_len` tokens in each of `batch_size` sequences."""
+    shape = (num_layers, batch_size, max_len, num_kv_heads, head_dim)
+    return KVCache(
+        k=torch.zeros(shape, dtype=dtype, device=device),
+        v=torch.zeros(shape, dtype=dtype, device=device),
+        length=torch.zeros(batch_size, dtype=torch.long, device=device),
+    )
 
 
 def write(
-    buffer_BSKC: Float[Tensor, "B S K C"], new_BTKC: Float[Tensor, "B T K C"], positions_BT: Int[Tensor, "B T"]
+    buffer_BSKC: Float[Tensor, "B S K C"],
+    new_BTKC: Float[Tensor, "B T K C"],
+    positions_BT: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B S K C"]:
-    """The buffer with the new rows at their places, each row at its own."""
-    index = positions_BT[..., None, None].expand_as(new_BTKC)
-    return buffer_BSKC.scatter(1, index, new_BTKC.to(buffer_BSKC.dtype))
+    """Returns a copy of the buffer with new entries at their positions.
+
+    Raises:
+        RuntimeError: a position is not below S.
+    """
+    index_BTKC = positions_BT[..., None, None].expand_as(new_BTKC)
+    return buffer_BSKC.scatter(1, index_BTKC, new_BTKC.to(buffer_BSKC.dtype))
 
 
-def write_over(
-    buffer_BSKC: Float[Tensor, "B S K C"], new_BTKC: Float[Tensor, "B T K C"], positions_BT: Int[Tensor, "B T"]
+def write_in_place(
+    buffer_BSKC: Float[Tensor, "B S K C"],
+    new_BTKC: Float[Tensor, "B T K C"],
+    positions_BT: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B S K C"]:
-    """`write` into the buffer itself, which costs what is new and not what is there."""
-    rows = torch.arange(new_BTKC.shape[0], device=new_BTKC.device)[:, None]
-    return buffer_BSKC.index_put_((rows, positions_BT), new_BTKC.to(buffer_BSKC.dtype))
+    """Writes new entries into the buffer itself and returns it.
+
+    The cost depends on the number of new entries and not on the size of the buffer.
+    """
+    rows_B1 = torch.arange(new_BTKC.shape[0], device=new_BTKC.device)[:, None]
+    return buffer_BSKC.index_put_((rows_B1, positions_BT), new_BTKC.to(buffer_BSKC.dtype))
 
 
-def writer(cache: Cache | None) -> Write:
-    """How new keys and values reach a cache of this kind."""
-    return write_over if isinstance(cache, Slots) else write
+def select_writer(cache: Cache | None) -> Write:
+    """Returns the function that writes keys and values into a cache of this kind."""
+    return write_in_place if isinstance(cache, InPlaceKVCache) else write
 
 
-def grown(cache: Cache, layers: Sequence[tuple[Tensor, Tensor]], num_new: int) -> Cache:
-    """The cache after a pass: `layers` hold what `writer` returned for the keys and values of each."""
-    if isinstance(cache, Slots):
-        return cache._replace(length=cache.length + num_new)
-    k, v = (torch.stack(written) for written in zip(*layers, strict=True))
-    return KVCache(k, v, cache.length + num_new)
+def advance(
+    cache: Cache,
+    written: Sequence[tuple[Tensor, Tensor]],
+    num_new: int,
+) -> Cache:
+    """Returns the cache after a forward pass.
+
+    Args:
+        cache: before the pass.
+        written: for every layer, the buffers of keys and of values that its writer returned.
+        num_new: number of tokens added to each sequence.
+    """
+    length = cache.length + num_new
+    if isinstance(cache, InPlaceKVCache):
+        return cache._replace(length=length)
+    k = torch.stack([layer_k for layer_k, _ in written])
+    v = torch.stack([layer_v for _, layer_v in written])
+    return KVCache(k, v, length)
 
 
-def view(slots: Slots, num_rows: int, size: int) -> Slots:
-    """The first rows and places of some slots, without a copy: what is written there is written to the slots."""
-    return Slots(slots.k[:, :num_rows, :size], slots.v[:, :num_rows, :size], slots.length[:num_rows])
+def view(
+    cache: InPlaceKVCache,
+    batch_size: int,
+    max_len: int,
+) -> InPlaceKVCache:
+    """Returns a view of the first sequences and positions of a cache, without a copy.
 
-
-def take(cache: KVCache, rows: Int[Tensor, " N"]) -> KVCache:
-    """The cache of some rows, in the order asked: repeat one to fork a prompt, drop one to free it."""
-    return KVCache(cache.k[:, rows], cache.v[:, rows], cache.length[rows])
-
-
-def reset(cache: KVCache, rows: Int[Tensor, " N"]) -> KVCache:
-    """The cache with some rows empty again; only their length changes."""
-    return cache._replace(length=cache.length.index_fill(0, rows, 0))
+    Writes to the view change the cache.
+    """
+    return InPlaceKVCache(
+        k=cache.k[:, :batch_size, :max_len],
+        v=cache.v[:, :batch_size, :max_len],
+        length=cache.length[:batch_size],
+    )

@@ -1,22 +1,26 @@
-"""ModelConfig: the shape of a decoder and the options of its family; which of them go together.
+"""ModelConfig: the shape of a decoder and its options, and which options go together.
 
-Invariant: whatever `check` lets through can be built, trained, cached and decoded; every default is the plain choice.
+Invariant: every config that `check` accepts can be built, trained, cached and decoded; every
+default is the simplest choice.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 
 class RopeScaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rotary positions for a context longer than the one trained at.
+    """Rotary positions for a context longer than in training.
 
-    `linear` slows every pair down by `factor` (arXiv 2306.15595); `ntk` raises theta by factor^(C / (C - 2)), so that
-    the fastest pair stays and the slowest is slowed by `factor`; `yarn` keeps the pairs that turn more than `beta_fast`
-    times in the original context, slows those of fewer than `beta_slow` and blends between (arXiv 2309.00071).
+    `linear` divides all frequencies by `factor` (arXiv 2306.15595). `ntk` multiplies theta by
+    factor^(C / (C - 2)), so that the highest frequency stays and the lowest is divided by `factor`.
+    `yarn` keeps the channel pairs with more than `beta_fast` rotations in the original context,
+    divides the frequencies of those with fewer than `beta_slow`, and interpolates between (arXiv
+    2309.00071).
     """
 
     kind: Literal["none", "linear", "ntk", "yarn"] = "none"
@@ -28,11 +32,12 @@ class RopeScaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DualConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The dual feed-forward: a lite path of `small_ratio` * ffn_dim, an expert path of ffn_dim, a gate that chooses.
+    """The dual feed-forward: a lite path, an expert path, and a router that chooses one per token.
 
-    With `drop`, in training alone, at most ceil(capacity_factor * expert_share * T) tokens of a row reach the expert,
-    the first that ask; only these are computed, and the others get nothing from this layer. `balance` weighs the loss
-    that draws the experts' share of the tokens to `expert_share`.
+    The lite path has `small_ratio * ffn_dim` hidden channels, the expert `ffn_dim`. With `drop`, in
+    training alone, the expert computes at most ceil(capacity_factor * expert_share * T) tokens of a
+    sequence, the first ones routed to it; the output of this layer is zero for the rest. `balance`
+    is the weight of the loss that keeps the expert's share of the tokens near `expert_share`.
     """
 
     small_ratio: float = 0.5
@@ -43,16 +48,22 @@ class DualConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     balance: float = 0.01
 
     def capacity(self, length: int) -> int:
-        """The most tokens of a row that reach the expert in training with `drop`."""
+        """Returns the most tokens of a sequence that the expert computes in training with `drop`.
+
+        Example:
+            >>> DualConfig(capacity_factor=1.0, expert_share=0.25).capacity(10)
+            3
+        """
         return min(length, math.ceil(self.capacity_factor * self.expert_share * length))
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The shape of a decoder. `vocab_size` 0 means: as many as the tokenizer has.
+    """The shape of a decoder. `vocab_size` 0 is the size of the tokenizer's vocabulary.
 
-    `window` is how many places a query sees, its own included (0: all before it; arXiv 2004.05150). Soft-caps bend
-    scores and logits to c * tanh(x / c) (0: off; arXiv 2408.00118). `dropout` falls on the embedding and on what every
-    block adds (arXiv 1207.0580). `biases: all` includes those of `norm: layer`.
+    `window` is the number of positions a query attends to, its own included (0: all before it;
+    arXiv 2004.05150). Soft-caps bound scores and logits by c * tanh(x / c) (0: off; arXiv
+    2408.00118). `dropout` applies to the embedding and to the output of every attention and
+    feed-forward layer (arXiv 1207.0580). `biases: all` includes the biases of `norm: layer`.
     """
 
     vocab_size: int = 0
@@ -88,84 +99,144 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(1, round(self.dual.small_ratio * self.ffn_dim))
 
 
-def is_noisy(config: ModelConfig) -> bool:
-    """Whether training differs from inference, so that `apply` wants its `noise`.
+def needs_dropout_seeds(config: ModelConfig) -> bool:
+    """Returns whether training differs from inference, so that `apply` needs `dropout_seeds`.
 
     Example:
-        >>> is_noisy(ModelConfig()), is_noisy(ModelConfig(dropout=0.1))
+        >>> needs_dropout_seeds(ModelConfig()), needs_dropout_seeds(ModelConfig(dropout=0.1))
         (False, True)
     """
-    return config.dropout > 0 or (config.ffn == "dual" and config.dual.drop)
+    drops_tokens = config.ffn == "dual" and config.dual.drop
+    return config.dropout > 0 or drops_tokens
 
 
 def check(config: ModelConfig) -> ModelConfig:
-    """Return the config if a model can be built from it.
+    """Returns the config if a model can be built from it.
 
     Raises:
-        ValueError: names the fields that do not fit, and why.
+        ValueError: fields are out of range or do not fit together; the message names them.
     """
-    for field in ("vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "ffn_dim", "context"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"model.{field} must be at least 1, got {getattr(config, field)}")
-    for field in ("window", "attn_softcap", "logit_softcap"):
-        if not 0 <= getattr(config, field) < math.inf:
-            raise ValueError(f"model.{field} must be positive, or 0 for none, got {getattr(config, field)}")
-    for field in ("rope_theta", "norm_eps"):
-        if not 0 < getattr(config, field) < math.inf:
-            raise ValueError(f"model.{field} must be positive, got {getattr(config, field)}")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"model.dropout is the share that is dropped: at least 0 and below 1, got {config.dropout}")
-    if config.dim % config.num_heads or (config.positions == "rope" and config.head_dim % 2):
-        wanted = "a whole, even number" if config.positions == "rope" else "a whole number"
-        raise ValueError(f"model.dim ({config.dim}) / model.num_heads ({config.num_heads}) must be {wanted}")
-    if config.num_heads % config.num_kv_heads:
-        raise ValueError(
-            f"model.num_heads ({config.num_heads}) must be a multiple of model.num_kv_heads ({config.num_kv_heads})"
-        )
-    if config.window > config.context:
-        raise ValueError(
-            f"model.window ({config.window}) is longer than model.context ({config.context}); 0 sees the whole context"
-        )
+    _check_numbers(config)
+    _check_shape(config)
     _check_rope_scaling(config)
     _check_dual(config)
     return config
 
 
+_COUNTS = (
+    "vocab_size",
+    "dim",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "ffn_dim",
+    "context",
+)
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    for field in _COUNTS:
+        value = getattr(config, field)
+        if value < 1:
+            raise ValueError(f"model.{field} must be at least 1, got {value}")
+    for field in ("window", "attn_softcap", "logit_softcap"):
+        value = getattr(config, field)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"model.{field} must be positive, or 0 for none, got {value}")
+    _check_positive(config, "model", ("rope_theta", "norm_eps"))
+    if not 0 <= config.dropout < 1:
+        raise ValueError(
+            "model.dropout is the fraction of activations to drop:"
+            f" at least 0 and below 1, got {config.dropout}"
+        )
+
+
+def _check_positive(
+    config: msgspec.Struct,
+    name: str,
+    fields: Sequence[str],
+) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}.{field} must be positive, got {value}")
+
+
+def _check_shape(config: ModelConfig) -> None:
+    is_rope = config.positions == "rope"
+    if config.dim % config.num_heads or (is_rope and config.head_dim % 2):
+        required = "an even integer" if is_rope else "an integer"
+        raise ValueError(
+            f"model.dim ({config.dim}) / model.num_heads ({config.num_heads}) must be {required}"
+        )
+    if config.num_heads % config.num_kv_heads:
+        raise ValueError(
+            f"model.num_heads ({config.num_heads}) must be"
+            f" a multiple of model.num_kv_heads ({config.num_kv_heads})"
+        )
+    if config.window > config.context:
+        raise ValueError(
+            f"model.window ({config.window}) is longer than model.context ({config.context});"
+            " 0 attends to the full context"
+        )
+
+
 def _check_rope_scaling(config: ModelConfig) -> None:
-    scaling, name = config.rope_scaling, "model.rope_scaling"
+    scaling = config.rope_scaling
+    name = "model.rope_scaling"
     if scaling.kind == "none":
         if scaling != RopeScaling():
-            raise ValueError(f"{name} has settings but no kind; set {name}.kind to linear, ntk or yarn")
+            raise ValueError(
+                f"{name} has settings but no kind; set {name}.kind to linear, ntk or yarn"
+            )
         return
     if config.positions != "rope":
-        raise ValueError(f"{name} is for model.positions rope, which are {config.positions} here; leave it out")
-    if not 1 < scaling.factor < math.inf:
-        raise ValueError(f"{name}.factor is how many times the context is stretched: above 1, got {scaling.factor:g}")
-    if scaling.original_context < 0:
-        raise ValueError(f"{name}.original_context must be positive, or 0 for context / factor")
-    if scaling.original_context and config.context > scaling.original_context * scaling.factor:
         raise ValueError(
-            f"model.context ({config.context}) is beyond {name}.original_context ({scaling.original_context}) * factor "
-            f"({scaling.factor:g}); raise the factor or lower the context"
+            f"{name} needs model.positions rope, but model.positions is {config.positions};"
+            f" remove {name}"
         )
+    _check_context_extension(config)
     if scaling.kind == "ntk" and config.head_dim < 4:
-        raise ValueError(f"{name}.kind ntk needs heads of at least 4 channels, here are {config.head_dim}")
+        raise ValueError(
+            f"{name}.kind ntk needs heads of at least 4 channels, got {config.head_dim}"
+        )
     if not 0 < scaling.beta_slow < scaling.beta_fast:
-        raise ValueError(f"{name}: beta_slow ({scaling.beta_slow:g}) must lie between 0 and beta_fast")
+        raise ValueError(
+            f"{name}: beta_slow ({scaling.beta_slow:g}) must be between 0 and beta_fast"
+        )
     if scaling.attention_factor < 0:
         raise ValueError(f"{name}.attention_factor must be positive, or 0 for 0.1 ln(factor) + 1")
 
 
+def _check_context_extension(config: ModelConfig) -> None:
+    scaling = config.rope_scaling
+    name = "model.rope_scaling"
+    if not 1 < scaling.factor < math.inf:
+        raise ValueError(
+            f"{name}.factor is the ratio of the new context to the original one:"
+            f" above 1, got {scaling.factor:g}"
+        )
+    if scaling.original_context < 0:
+        raise ValueError(f"{name}.original_context must be positive, or 0 for context / factor")
+    if scaling.original_context and config.context > scaling.original_context * scaling.factor:
+        raise ValueError(
+            f"model.context ({config.context}) is longer than {name}.original_context"
+            f" ({scaling.original_context}) * factor ({scaling.factor:g});"
+            " raise the factor or lower the context"
+        )
+
+
 def _check_dual(config: ModelConfig) -> None:
-    dual, name = config.dual, "model.dual"
+    dual = config.dual
+    name = "model.dual"
     if config.ffn != "dual":
         if dual != DualConfig():
-            raise ValueError(f"{name} has settings, but model.ffn is {config.ffn}; set model.ffn to dual")
+            raise ValueError(
+                f"{name} has settings, but model.ffn is {config.ffn}; set model.ffn to dual"
+            )
         return
-    for field in ("small_ratio", "temperature", "capacity_factor"):
-        if not 0 < getattr(dual, field) < math.inf:
-            raise ValueError(f"{name}.{field} must be positive, got {getattr(dual, field)}")
+    _check_positive(dual, name, ("small_ratio", "temperature", "capacity_factor"))
     if not 0 < dual.expert_share < 1:
-        raise ValueError(f"{name}.expert_share must lie between 0 and 1, got {dual.expert_share}")
+        raise ValueError(f"{name}.expert_share must be between 0 and 1, got {dual.expert_share}")
     if dual.balance < 0:
         raise ValueError(f"{name}.balance must not be negative, got {dual.balance}")

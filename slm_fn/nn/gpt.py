@@ -1,6 +1,7 @@
-"""The decoder: init, init_cache, apply, and the block it repeats. Block weights are stacked (L, ...).
+"""The decoder: init, init_cache and apply. Block weights are stacked (L, ...).
 
-Invariant: one `apply` serves every option of `ModelConfig`; given `noise` it trains, without it infers.
+Invariant: one `apply` implements every option of `ModelConfig`; with `dropout_seeds` it trains,
+without them it infers.
 """
 
 from __future__ import annotations
@@ -14,36 +15,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm_fn.core import random, tree
-from slm_fn.core.types import Params, Path
-from slm_fn.nn import attention, cache, ffn, positions
-from slm_fn.nn.cache import Cache, KVCache, Write
-from slm_fn.nn.config import DualConfig, ModelConfig, RopeScaling, check, is_noisy
-from slm_fn.nn.ops import affine, embed, layer_norm, logits, rms_norm
-from slm_fn.nn.spec import Weight, count, flops, matrices, sizes, spec
+from slm_fn.core.types import Head, Params, Path, Tap
+from slm_fn.nn import attention, block, cache, positions
+from slm_fn.nn.block import Block
+from slm_fn.nn.cache import Cache, KVCache
+from slm_fn.nn.config import DualConfig, ModelConfig, RopeScaling, check, needs_dropout_seeds
+from slm_fn.nn.ops import embed, logits
+from slm_fn.nn.spec import (
+    ParamSpec,
+    count_params,
+    matrix_paths,
+    param_sizes,
+    param_specs,
+    train_flops_per_token,
+)
 
 __all__ = [
     "DualConfig",
     "ModelConfig",
+    "ParamSpec",
     "RopeScaling",
-    "Weight",
     "apply",
-    "block",
     "check",
-    "count",
-    "flops",
+    "count_params",
+    "embed_tokens",
     "init",
     "init_cache",
-    "is_noisy",
-    "matrices",
-    "sizes",
-    "spec",
+    "matrix_paths",
+    "needs_dropout_seeds",
+    "param_sizes",
+    "param_specs",
+    "train_flops_per_token",
 ]
-
-_ATTN, _FFN = 0, 1  # the sites of a layer that drop
 
 
 def init(config: ModelConfig, key: random.Key) -> Params:
-    """Fresh float32 parameters: each leaf is drawn from its own key, `fold_in(key, path)`.
+    """Returns initial float32 parameters; each leaf has its own key, `fold_in(key, path)`.
 
     Example:
         >>> params = init(ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=64), key=0)
@@ -51,198 +58,232 @@ def init(config: ModelConfig, key: random.Key) -> Params:
         torch.Size([2, 32, 32])
     """
 
-    def draw(path: Path, weight: Weight) -> Tensor:
-        if weight.std is None:
-            return torch.ones(weight.shape)
-        if weight.std == 0.0:
-            return torch.zeros(weight.shape)
-        return random.normal(random.fold_in(key, path), weight.shape, weight.std)
+    def init_leaf(path: Path, spec: ParamSpec) -> Tensor:
+        if spec.init_std is None:
+            return torch.ones(spec.shape)
+        if spec.init_std == 0.0:
+            return torch.zeros(spec.shape)
+        return random.normal(random.fold_in(key, path), spec.shape, spec.init_std)
 
-    return tree.update_in(spec(config), draw)
+    return tree.map_with_path(param_specs(config), init_leaf)
 
 
-def init_cache(config: ModelConfig, params: Params, batch: int, size: int | None = None) -> KVCache:
-    """An empty cache that fits the model, in its parameters' dtype and on their device.
+def init_cache(
+    config: ModelConfig,
+    params: Params,
+    batch_size: int,
+    max_len: int | None = None,
+) -> KVCache:
+    """Returns an empty cache for the model, in the dtype and on the device of its parameters.
 
-    A window does not shrink it: keys that no query sees any more stay where they are.
+    A window does not make it smaller: keys outside the window stay in the cache.
+
+    Args:
+        config: of the model.
+        params: of the model.
+        batch_size: number of sequences.
+        max_len: tokens per sequence; None is the model's context.
 
     Raises:
-        ValueError: room for places that were never learned.
+        ValueError: `max_len` is longer than the learned positions.
     """
-    like = params["norm"]
-    size = config.context if size is None else size
-    if config.positions == "learned" and size > config.context:
-        raise ValueError(f"a cache of {size} is longer than the {config.context} positions that the model learned")
-    return cache.init(config.num_layers, batch, size, config.num_kv_heads, config.head_dim, like.dtype, like.device)
+    max_len = config.context if max_len is None else max_len
+    if config.positions == "learned" and max_len > config.context:
+        raise ValueError(
+            f"a cache of {max_len} is longer than the {config.context} learned positions"
+            " of the model"
+        )
+    return cache.init(
+        config.num_layers,
+        batch_size,
+        max_len,
+        config.num_kv_heads,
+        config.head_dim,
+        dtype=params["norm"].dtype,
+        device=params["norm"].device,
+    )
 
 
 def _no_tap(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def _as_is(block: Callable[..., Any]) -> Callable[..., Any]:
-    return block
+def _no_lift(block_apply: Block) -> Block:
+    return block_apply
 
 
-def apply(
+def apply(  # noqa: PLR0913 - the options of `core.types.Apply`, and the model's own
     config: ModelConfig,
     params: Params,
     tokens: Int[Tensor, "B T"],
     past: Cache | None = None,
     *,
-    noise: Int[Tensor, " B"] | None = None,
+    dropout_seeds: Int[Tensor, " B"] | None = None,
     segments: Int[Tensor, "B T"] | None = None,
-    tap: Callable[[str, Tensor], Tensor] = _no_tap,
-    watch: Callable[[str, Tensor], Any] = _no_tap,
-    head: Callable[..., Any] = logits,
-    lift_block: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_is,
+    tap: Tap = _no_tap,
+    on_aux: Callable[[str, Tensor], Any] = _no_tap,
+    head: Head = logits,
+    lift_block: Callable[[Block], Block] = _no_lift,
     backend: attention.Backend = "auto",
 ) -> tuple[Any, Cache | None]:
-    """Tokens to logits (B, T, V), or to whatever `head(weight, hidden_BTD)` makes of the last hidden states.
+    """Runs the decoder: from tokens to logits (B, T, V) and the cache after them.
 
     Args:
-        past: keys and values of what came before (`Slots` are written over); the tokens continue each row at its own
-            length. How full it is is not looked at (that would stall a GPU): the caller does, with `cache.check_room`.
-        noise: a number per row (`random.row_noise`). Given, the model trains: it drops what the config says. Absent,
-            it infers.
-        segments: a run of one number is a text of its own: it attends to itself alone, and its places count from 0.
-        tap: sees (and may replace) every activation by name: `0/attn`, `0/ffn`, ..., `final`.
-        watch: is told what a layer reports beside its output, outside of the block: `0/route`, ... of a dual
-            feed-forward (see `ffn.dual`).
-        head: is given `softcap=` too where the config caps the logits.
-        lift_block: wraps the block function, called once per layer with nothing but tensors that differ: remat, jit.
+        past: cache of the preceding tokens; each sequence continues at its own length. The caller
+            guarantees that the tokens fit: a check of lengths would synchronise with the GPU.
+        dropout_seeds: one per row, from `random.row_seeds`; their presence means training.
+        segments: runs of equal ids attend only to themselves; each counts positions from 0.
+        tap: called with every activation (`0/attn`, `0/ffn`, ..., `final`) and may replace it.
+        on_aux: called with other outputs of a layer: `0/route`, ... of `ffn.dual`.
+        head: `head(weight, hidden_BTD)`, with `softcap=` if the config caps logits.
+        lift_block: wraps the block, which is called once per layer: remat or jit.
 
     Raises:
-        ValueError: more tokens than the context, or the whole cache, has room for; segments or noise with a cache.
+        ValueError: more tokens than context or cache; segments or dropout_seeds with a cache.
 
     Example:
         >>> config = ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=64)
-        >>> logits, _ = apply(config, init(config, key=0), torch.zeros(1, 5, dtype=torch.long))
-        >>> logits.shape
+        >>> apply(config, init(config, key=0), torch.zeros(1, 5, dtype=torch.long))[0].shape
         torch.Size([1, 5, 64])
     """
-    _check_call(config, tokens, past, segments, noise)
-    start = tokens.new_zeros(1, 1) if past is None else past.length[:, None]
-    places = start + torch.arange(tokens.shape[1], device=tokens.device)
-    since = None if segments is None else attention.segment_starts(segments)
-    turns = places if since is None else places - since
-    noises = _per_layer(config, noise)
-    x = _dropped(config, enter(config, params, tokens, turns), noises[0], _ATTN)
-    chosen = attention.choose(backend, x, config.attn_softcap)
-    bias = _bias(config, chosen, places, past, since, x.dtype)
-    table = _table(config, turns, x.dtype)
-    run = lift_block(partial(block, config, chosen, cache.writer(past)))
+    _check_call(config, tokens, past, segments, dropout_seeds)
+    positions_BT = _positions(tokens, past)
+    starts_BT = None if segments is None else attention.segment_starts(segments)
+    position_ids_BT = positions_BT if starts_BT is None else positions_BT - starts_BT
+    seeds = _layer_seeds(config, dropout_seeds)
+    x = embed_tokens(config, params, tokens, position_ids_BT)
+    x = block.dropout(config, x, seeds[0], block.ATTN_SITE)
+    options = block.BlockOptions(
+        config,
+        backend=attention.resolve_backend(backend, x, config.attn_softcap),
+        write=cache.select_writer(past),
+    )
+    bias_BHTS = _attention_bias(options, positions_BT, past, starts_BT, x.dtype)
+    inputs = block.PositionInputs(_rope_table(config, position_ids_BT, x.dtype), bias_BHTS)
+    run_block = lift_block(partial(block.apply, options))
     written = []
     for i, layer in enumerate(tree.unstack(params["blocks"])):
-        kv = None if past is None else (past.k[i], past.v[i], places)
-        x, kv, route = run(layer, x, table, bias, kv, noises[i + 1], _tap_of(i, tap))
+        layer_cache = None if past is None else block.LayerCache(past.k[i], past.v[i], positions_BT)
+        x, kv, route = run_block(layer, x, inputs, layer_cache, seeds[i + 1], _layer_tap(i, tap))
         if route is not None:
-            watch(f"{i}/route", route)
-        if past is not None:  # else nobody reads them, and remat is to forget them
+            on_aux(f"{i}/route", route)
+        if past is not None:  # otherwise unused, and remat should free them
             written.append(kv)
-    x = tap("final", _norm(config, params, "norm", x))
-    softcap = {"softcap": config.logit_softcap} if config.logit_softcap else {}
-    out = head(params["embed" if config.tied else "head"], x, **softcap)
-    return out, None if past is None else cache.grown(past, written, tokens.shape[1])
+    x = tap("final", block.norm(config, params, "norm", x))  # frees the stream before the head
+    out = _apply_head(config, params, x, head)
+    return out, None if past is None else cache.advance(past, written, tokens.shape[1])
 
 
-def block(
+def _positions(tokens: Tensor, past: Cache | None) -> Tensor:
+    """Positions (B or 1, T) of the tokens, after those in the cache."""
+    first_B1 = tokens.new_zeros(1, 1) if past is None else past.length[:, None]
+    return first_B1 + torch.arange(tokens.shape[1], device=tokens.device)
+
+
+def embed_tokens(
     config: ModelConfig,
-    backend: Any,
-    write: Write,
     params: Params,
-    x: Float[Tensor, "B T D"],
-    table: tuple[Tensor, Tensor] | None,
-    bias_BHTS: Tensor | None,
-    kv: tuple[Tensor, Tensor, Tensor] | None,
-    noise: Int[Tensor, " B"] | None,
-    tap: Callable[[str, Tensor], Tensor],
-) -> tuple[Float[Tensor, "B T D"], tuple[Tensor, Tensor], Tensor | None]:
-    """One layer: attention and feed-forward, each on a normed copy and added back.
-
-    Returns:
-        The sum, the layer's keys and values, and where a dual feed-forward sent its tokens.
-    """
-    q, k, v = project(config, params["attn"], _norm(config, params, "attn_norm", x), table)
-    if kv is not None:
-        k, v = write(kv[0], k, kv[2]), write(kv[1], v, kv[2])
-    scale = config.head_dim**-0.5 * positions.attention_factor(config.rope_scaling) ** 2
-    y = attention.attend(q, k.to(q.dtype), v.to(q.dtype), bias_BHTS, backend, scale, config.attn_softcap)
-    x = x + tap("attn", _dropped(config, affine(params["attn"], "o", y.flatten(2)), noise, _ATTN))
-    h, route = ffn.run(config, params["ffn"], _norm(config, params, "ffn_norm", x), noise is not None)
-    return x + tap("ffn", _dropped(config, h, noise, _FFN)), (k, v), route
-
-
-def project(
-    config: ModelConfig, params: Params, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor] | None
-) -> tuple[Float[Tensor, "B T H C"], Float[Tensor, "B T K C"], Float[Tensor, "B T K C"]]:
-    """Queries, keys, values by head; queries and keys normed (`qk_norm`, arXiv 2302.05442) and rotated."""
-    C = config.head_dim
-    q, k, v = (affine(params, name, x).unflatten(-1, (-1, C)) for name in ("q", "k", "v"))
-    if config.qk_norm:
-        q, k = rms_norm(params["q_norm"], q, config.norm_eps), rms_norm(params["k_norm"], k, config.norm_eps)
-    return (q, k, v) if table is None else (positions.rotate(q, table), positions.rotate(k, table), v)
-
-
-def _tap_of(layer: int, tap: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """The tap with the layer's number put in front; without one every layer gets the same: one compile for all."""
-    return tap if tap is _no_tap else lambda name, x: tap(f"{layer}/{name}", x)
-
-
-def _check_call(config: ModelConfig, tokens: Tensor, past: Any, segments: Any, noise: Any) -> None:
-    room, new = config.context if past is None else past.k.shape[2], tokens.shape[1]
-    if room < new:
-        raise ValueError(f"{new} tokens do not fit the {'context' if past is None else 'cache'} of {room}")
-    if segments is not None and past is not None:
-        raise ValueError("segments are for whole rows; with a cache give each text a row of its own")
-    if noise is not None and past is not None:
-        raise ValueError("noise is for training; with a cache nothing is dropped")
-
-
-def _per_layer(config: ModelConfig, noise: Tensor | None) -> Sequence[Tensor | None]:
-    """A row's noise for the embedding and for every layer, as tensors, so that the block sees no layer's number."""
-    if noise is None:
-        return [None] * (config.num_layers + 1)
-    return random.fold(noise[:, None], torch.arange(config.num_layers + 1, device=noise.device)).unbind(1)
-
-
-def enter(
-    config: ModelConfig, params: Params, tokens: Int[Tensor, "B T"], turns: Int[Tensor, "#B T"]
+    tokens: Int[Tensor, "B T"],
+    position_ids_BT: Int[Tensor, "#B T"],
 ) -> Float[Tensor, "B T D"]:
-    """What the first block sees: the tokens' embeddings, and those of their places where they were learned."""
+    """Returns the input of the first block: token embeddings, plus learned positions if any."""
     x = embed(params["embed"], tokens).to(params["norm"].dtype)
-    return x + embed(params["positions"], turns).to(x.dtype) if config.positions == "learned" else x
+    if config.positions != "learned":
+        return x
+    return x + embed(params["positions"], position_ids_BT).to(x.dtype)
 
 
-def _bias(
-    config: ModelConfig, backend: str, places: Tensor, past: Cache | None, since: Tensor | None, dtype: torch.dtype
+def _check_call(
+    config: ModelConfig,
+    tokens: Tensor,
+    past: Cache | None,
+    segments: Tensor | None,
+    dropout_seeds: Tensor | None,
+) -> None:
+    num_tokens = tokens.shape[1]
+    if past is None:
+        if num_tokens > config.context:
+            raise ValueError(f"{num_tokens} tokens do not fit the context of {config.context}")
+        return
+    max_len = past.k.shape[2]
+    if num_tokens > max_len:
+        raise ValueError(f"{num_tokens} tokens do not fit the cache of {max_len}")
+    if segments is not None:
+        raise ValueError("segments need full sequences; with a cache, use one sequence per text")
+    if dropout_seeds is not None:
+        raise ValueError("dropout_seeds are for training: with a cache nothing is dropped")
+
+
+def _layer_seeds(config: ModelConfig, dropout_seeds: Tensor | None) -> Sequence[Tensor | None]:
+    """Dropout seeds (B,) for the embedding and for every layer.
+
+    They are tensors, so that the compiled block does not depend on the number of its layer.
+    """
+    num_seeds = config.num_layers + 1
+    if dropout_seeds is None:
+        return [None] * num_seeds
+    layers = torch.arange(num_seeds, device=dropout_seeds.device)
+    return random.fold_in_seeds(dropout_seeds[:, None], layers).unbind(1)
+
+
+def _layer_tap(layer: int, tap: Tap) -> Tap:
+    """The tap with the number of the layer in front of each name.
+
+    Without a tap, all layers get the same function, so that one compilation serves them all.
+    """
+    if tap is _no_tap:
+        return tap
+    return lambda name, x: tap(f"{layer}/{name}", x)
+
+
+def _attention_bias(
+    options: block.BlockOptions,
+    positions_BT: Tensor,
+    past: Cache | None,
+    starts_BT: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor | None:
-    """What hides keys from queries, once for all layers; None where the fused kernel knows by itself."""
-    T = places.shape[1]
-    window = config.window if past is not None or config.window < T else 0
-    if backend == "fused" and past is None and since is None and not window and config.positions != "alibi":
+    """The mask and ALiBi as a bias for all layers; None where the fused kernel needs none."""
+    config = options.config
+    T = positions_BT.shape[1]
+    has_window = config.window > 0 and (past is not None or config.window < T)
+    is_alibi = config.positions == "alibi"
+    is_causal = past is None and starts_BT is None and not has_window and not is_alibi
+    if options.backend == "fused" and is_causal:
         return None
-    seen = attention.causal_mask(places, T if past is None else past.k.shape[2], since, window)
-    bias = attention.as_bias(seen, dtype)
-    if config.positions == "alibi":
-        return attention.add_alibi(bias, places, positions.alibi_slopes(config.num_heads))
-    return bias
+    num_keys = T if past is None else past.k.shape[2]
+    window = config.window if has_window else 0
+    mask_BTS = attention.causal_mask(positions_BT, num_keys, starts_BT, window)
+    bias_B1TS = attention.mask_to_bias(mask_BTS, dtype)
+    if not is_alibi:
+        return bias_B1TS
+    return attention.add_alibi(bias_B1TS, positions_BT, positions.alibi_slopes(config.num_heads))
 
 
-def _table(config: ModelConfig, turns: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+def _rope_table(
+    config: ModelConfig,
+    position_ids_BT: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor] | None:
     if config.positions != "rope":
         return None
-    turning = positions.frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling, config.context, turns.device
+    frequencies = positions.rope_frequencies(
+        config.head_dim,
+        config.rope_theta,
+        config.rope_scaling,
+        config.context,
+        position_ids_BT.device,
     )
-    return positions.rope_table(turns, turning, dtype)
+    return positions.rope_table(position_ids_BT, frequencies, dtype)
 
 
-def _norm(config: ModelConfig, params: Params, name: str, x: Tensor) -> Tensor:
-    if config.norm == "rms":
-        return rms_norm(params[name], x, config.norm_eps)
-    return layer_norm(params[name], params.get(f"{name}_bias"), x, config.norm_eps)
-
-
-def _dropped(config: ModelConfig, x: Tensor, noise: Tensor | None, site: int) -> Tensor:
-    return x if noise is None else random.drop(x, config.dropout, noise, site)
+def _apply_head(
+    config: ModelConfig,
+    params: Params,
+    hidden_BTD: Tensor,
+    head: Head,
+) -> Any:
+    weight = params["embed"] if config.tied else params["head"]
+    if config.logit_softcap:
+        return head(weight, hidden_BTD, softcap=config.logit_softcap)
+    return head(weight, hidden_BTD)

@@ -1,6 +1,7 @@
-"""Layers without state: linear and embed (open by leaf kind), affine, logits, rms_norm, layer_norm.
+"""Stateless layers: linear and embed (extensible by leaf kind), affine, logits, norms.
 
-Invariant: the activations' dtype rules; a weight is cast to it at use and its gradient comes back in its own.
+Invariant: the dtype of the activations decides. A weight is cast to it at use, and its gradient
+has the dtype of the weight.
 """
 
 from __future__ import annotations
@@ -13,66 +14,99 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slm_fn.core.types import Params
+
 
 @singledispatch
 def linear(weight: Any, x: Tensor) -> Tensor:
-    """`x @ weight.T`, by the kind of the weight: a leaf kind (int8, LoRA) registers how it multiplies.
+    """Returns `x @ weight.T`; a leaf kind such as int8 registers its own product.
+
+    Args:
+        weight: (out, in), a Tensor or a registered leaf kind.
+        x: (..., in).
 
     Raises:
-        TypeError: nobody registered this kind of weight.
+        TypeError: no product is registered for the type of the weight.
 
     Example:
         >>> import torch
         >>> linear(torch.ones(3, 2), torch.ones(1, 2))
         tensor([[2., 2., 2.]])
     """
-    raise TypeError(f"linear: no product is registered for a weight of kind {type(weight).__name__}")
+    raise TypeError(f"linear: no product is registered for weights of type {type(weight).__name__}")
 
 
 @linear.register
-def _dense(weight: Tensor, x: Tensor) -> Tensor:
+def _linear_dense(weight: Tensor, x: Tensor) -> Tensor:
     return F.linear(x, weight.to(x.dtype))
 
 
-linear.dispatch(Tensor)  # looked up once before any trace, which would else take the lookup's memory for its own
+# Looked up once before any trace; otherwise the trace would include the memory of the look-up.
+linear.dispatch(Tensor)
 
 
-def affine(params: dict[str, Any], name: str, x: Tensor) -> Tensor:
-    """`linear(params[name], x)`, and the bias added where there is one: `<name>_bias`."""
-    y, bias = linear(params[name], x), params.get(f"{name}_bias")
-    return y if bias is None else y + bias.to(y.dtype)
+def affine(
+    params: Params,
+    name: str,
+    x: Tensor,
+) -> Tensor:
+    """Returns `linear(params[name], x)` plus the bias `params[name + "_bias"]` if there is one."""
+    y: Tensor = linear(params[name], x)
+    bias: Tensor | None = params.get(f"{name}_bias")
+    if bias is None:
+        return y
+    return y + bias.to(y.dtype)
 
 
-def logits(weight: Any, hidden: Tensor, softcap: float = 0.0) -> Tensor:
-    """The head that makes logits, bent to `softcap * tanh(logits / softcap)` where a cap is set (arXiv 2408.00118)."""
-    return capped(linear(weight, hidden), softcap)
+def logits(
+    weight: Any,
+    hidden: Tensor,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Returns the logits of hidden states, soft-capped if `softcap` is not 0.
+
+    Args:
+        weight: (V, D), the output embedding.
+        hidden: (..., D).
+        softcap: see `apply_softcap`.
+    """
+    return apply_softcap(linear(weight, hidden), softcap)
 
 
-def capped(x: Tensor, softcap: float) -> Tensor:
-    """`softcap * tanh(x / softcap)`; 0 is no cap."""
-    return softcap * torch.tanh(x / softcap) if softcap else x
+def apply_softcap(x: Tensor, softcap: float) -> Tensor:
+    """Returns `softcap * tanh(x / softcap)`, which is between -softcap and softcap; 0 is no cap.
+
+    References: arXiv 2408.00118.
+    """
+    if not softcap:
+        return x
+    return softcap * torch.tanh(x / softcap)
 
 
 @singledispatch
 def embed(weight: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    """Rows of the embedding matrix, by the kind of the weight, as `linear`.
+    """Returns rows of the embedding matrix; a leaf kind registers its own look-up, as for `linear`.
 
     Raises:
-        TypeError: nobody registered this kind of weight.
+        TypeError: no look-up is registered for the type of the weight.
     """
-    raise TypeError(f"embed: no look-up is registered for a weight of kind {type(weight).__name__}")
+    raise TypeError(f"embed: no look-up is registered for weights of type {type(weight).__name__}")
 
 
 @embed.register
-def _rows(weight: Tensor, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+def _embed_dense(weight: Tensor, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
     return F.embedding(tokens, weight)
 
 
 embed.dispatch(Tensor)
 
 
-def rms_norm(gain: Float[Tensor, " D"], x: Float[Tensor, "... D"], eps: float) -> Float[Tensor, "... D"]:
-    """`x / sqrt(mean(x^2) + eps) * gain` over the last axis.
+def rms_norm(
+    gain: Float[Tensor, " D"],
+    x: Float[Tensor, "... D"],
+    eps: float,
+) -> Float[Tensor, "... D"]:
+    """Root-mean-square norm: `x / sqrt(mean(x^2) + eps) * gain` over the last axis.
 
     References: arXiv 1910.07467.
     """
@@ -80,10 +114,16 @@ def rms_norm(gain: Float[Tensor, " D"], x: Float[Tensor, "... D"], eps: float) -
 
 
 def layer_norm(
-    gain: Float[Tensor, " D"], bias: Float[Tensor, " D"] | None, x: Float[Tensor, "... D"], eps: float
+    gain: Float[Tensor, " D"],
+    bias: Float[Tensor, " D"] | None,
+    x: Float[Tensor, "... D"],
+    eps: float,
 ) -> Float[Tensor, "... D"]:
-    """`(x - mean(x)) / sqrt(var(x) + eps) * gain + bias` over the last axis.
+    """Layer norm: `(x - mean(x)) / sqrt(var(x) + eps) * gain + bias` over the last axis.
 
     References: arXiv 1607.06450.
     """
-    return F.layer_norm(x, (x.shape[-1],), gain.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)
+    gain = gain.to(x.dtype)
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return F.layer_norm(x, (x.shape[-1],), gain, bias, eps)

@@ -1,6 +1,7 @@
-"""Positions: rotary (RoPE) with its scalings for longer contexts, and the slopes of ALiBi.
+"""Position encodings: rotary (RoPE) with its scalings for longer contexts, and ALiBi's slopes.
 
-Invariant: rotation keeps norms, and the product of a query and a key depends on their distance alone.
+Invariant: a rotation keeps norms, and the product of a rotated query and key depends only on their
+distance.
 """
 
 from __future__ import annotations
@@ -13,54 +14,81 @@ from torch import Tensor
 
 from slm_fn.nn.config import RopeScaling
 
-_AS_TRAINED = RopeScaling()
+_NO_SCALING = RopeScaling()
 
 
-def frequencies(
+def rope_frequencies(
     head_dim: int,
     theta: float,
-    scaling: RopeScaling = _AS_TRAINED,
+    scaling: RopeScaling = _NO_SCALING,
     context: int = 0,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, " half"]:
-    """By how much every channel pair turns per place, float32: `theta^(-2i/C)`, slowed as `scaling` says.
+    """Returns RoPE's rotation per position of every channel pair, in radians: `theta^(-2i/C)`.
 
     Args:
-        context: the model's; where `scaling` names no original context, that is `context / factor`.
+        head_dim: channels C of one head, even.
+        theta: base of the frequencies.
+        scaling: changes the frequencies for a longer context.
+        context: of the model; `context / factor` is the original context if `scaling` names none.
+        device: of the result.
+
+    Returns:
+        float32, from the highest frequency to the lowest.
 
     Example:
-        >>> frequencies(4, 100.0), frequencies(4, 100.0, RopeScaling("linear", factor=2.0))
-        (tensor([1.0000, 0.1000]), tensor([0.5000, 0.0500]))
+        >>> rope_frequencies(4, 100.0)
+        tensor([1.0000, 0.1000])
+        >>> rope_frequencies(4, 100.0, RopeScaling("linear", factor=2.0))
+        tensor([0.5000, 0.0500])
 
-    References: arXiv 2104.09864 (RoPE), 2306.15595 (linear), 2309.00071 (YaRN; NTK-aware: its section 3.1).
+    References: arXiv 2104.09864 (RoPE), 2306.15595 (linear), 2309.00071 (YaRN; NTK-aware in section
+    3.1).
     """
-    C, factor = head_dim, scaling.factor
+    C = head_dim
     if scaling.kind == "ntk":
-        theta = theta * factor ** (C / (C - 2))
-    pairs = torch.arange(0, C, 2, device=device, dtype=torch.float32)
-    turns = theta ** (-pairs / C)
+        theta = theta * scaling.factor ** (C / (C - 2))
+    channels = torch.arange(0, C, 2, device=device, dtype=torch.float32)
+    frequencies = theta ** (-channels / C)
     if scaling.kind == "linear":
-        return turns / factor
-    if scaling.kind != "yarn":
-        return turns
-    original = scaling.original_context or context / factor
+        return frequencies / scaling.factor
+    if scaling.kind == "yarn":
+        interpolated = _yarn_interpolation(channels / 2, C, theta, scaling, context)
+        return frequencies * (1 - interpolated + interpolated / scaling.factor)
+    return frequencies
 
-    def pair_that_turns(times: float) -> float:
-        """The pair, as a fraction, that turns so many times in the original context."""
-        return C * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
-    high = max(min(math.ceil(pair_that_turns(scaling.beta_slow)), C - 1), low + 0.001)
-    slowed = ((pairs / 2 - low) / (high - low)).clamp(0, 1)
-    return turns * (1 - slowed + slowed / factor)
+def _yarn_interpolation(
+    pairs: Float[Tensor, " half"],
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling,
+    context: int,
+) -> Float[Tensor, " half"]:
+    """How far the frequency of each channel pair is divided by `factor`: 0 not at all, 1 fully."""
+    original_context = scaling.original_context or context / scaling.factor
+
+    def pair_with_rotations(num_rotations: float) -> float:
+        """The (fractional) index of the pair that rotates so often in the original context."""
+        wavelength = original_context / (num_rotations * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_with_rotations(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_with_rotations(scaling.beta_slow)), head_dim - 1)
+    high = max(last, low + 0.001)
+    return ((pairs - low) / (high - low)).clamp(0, 1)
 
 
 def attention_factor(scaling: RopeScaling) -> float:
-    """What YaRN multiplies queries and keys with; here their product is, so that rotations stay rotations.
+    """Returns YaRN's factor of queries and of keys; 1 for other scalings.
+
+    Attention multiplies scores by its square instead, so that rotations keep norms.
 
     Example:
         >>> round(attention_factor(RopeScaling("yarn", factor=4.0)), 4)
         1.1386
+
+    References: arXiv 2309.00071.
     """
     if scaling.kind != "yarn":
         return 1.0
@@ -68,35 +96,53 @@ def attention_factor(scaling: RopeScaling) -> float:
 
 
 def rope_table(
-    positions_BT: Int[Tensor, "B T"], turns_per_place: Float[Tensor, " half"], dtype: torch.dtype
+    positions_BT: Int[Tensor, "B T"],
+    frequencies: Float[Tensor, " half"],
+    dtype: torch.dtype,
 ) -> tuple[Float[Tensor, "B T 1 half"], Float[Tensor, "B T 1 half"]]:
-    """Cosines and sines of every place, computed in float32: pair i turns by `position * turns_per_place[i]`."""
-    angle = positions_BT[..., None, None].float() * turns_per_place
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    """Returns cosines and sines of the angles `position * frequency`, computed in float32.
+
+    Args:
+        positions_BT: position ids.
+        frequencies: of every channel pair, from `rope_frequencies`.
+        dtype: of the result.
+    """
+    angles = positions_BT[..., None, None].float() * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(
-    x_BTHC: Float[Tensor, "B T H C"], table: tuple[Float[Tensor, "#B T 1 half"], Float[Tensor, "#B T 1 half"]]
+    x_BTHC: Float[Tensor, "B T H C"],
+    table: tuple[Float[Tensor, "#B T 1 half"], Float[Tensor, "#B T 1 half"]],
 ) -> Float[Tensor, "B T H C"]:
-    """Turn the pairs (channel i, channel i + C/2) of every head: the half-split layout of Hugging Face's Llama.
+    """Applies rotary embeddings: rotates the pairs (channel i, channel i + C/2) of every head.
 
-    References: arXiv 2104.09864.
+    This is the half-split layout of Hugging Face's Llama.
+
+    Args:
+        x_BTHC: queries or keys.
+        table: cosines and sines, from `rope_table`.
 
     Example:
         >>> x = torch.randn(1, 3, 2, 8, generator=torch.Generator().manual_seed(0))
-        >>> y = rotate(x, rope_table(torch.arange(3)[None], frequencies(8, 10_000.0), x.dtype))
-        >>> torch.allclose(x.norm(dim=-1), y.norm(dim=-1))
+        >>> table = rope_table(torch.arange(3)[None], rope_frequencies(8, 10_000.0), x.dtype)
+        >>> torch.allclose(x.norm(dim=-1), rotate(x, table).norm(dim=-1))
         True
+
+    References: arXiv 2104.09864.
     """
     cos, sin = table
-    a, b = x_BTHC.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    first, second = x_BTHC.chunk(2, -1)
+    rotated_first = first * cos - second * sin
+    rotated_second = second * cos + first * sin
+    return torch.cat([rotated_first, rotated_second], -1)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """How fast each head's scores fall with distance: `2^(-8i/H)` for i = 1, ..., H.
+    """Returns ALiBi's slope of each head: `2^(-8i/H)` for i = 1, ..., H.
 
-    Where H is no power of two: those of the power below it, then every other one of the power above.
+    If H is not a power of two: the slopes of the power below it, then every other slope of the
+    power above it.
 
     Example:
         >>> alibi_slopes(4), alibi_slopes(3)
@@ -104,6 +150,8 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
     References: arXiv 2108.12409.
     """
-    below = 1 << num_heads.bit_length() - 1
-    slopes = [2 ** (-8 * i / below) for i in range(1, below + 1)]
-    return slopes + [2 ** (-4 * i / below) for i in range(1, 2 * (num_heads - below), 2)]
+    power_below = 1 << num_heads.bit_length() - 1
+    num_missing = num_heads - power_below
+    slopes = [2 ** (-8 * i / power_below) for i in range(1, power_below + 1)]
+    slopes_above = [2 ** (-4 * i / power_below) for i in range(1, 2 * num_missing, 2)]
+    return slopes + slopes_above

@@ -1,6 +1,7 @@
-"""What a decoder is made of: every parameter by path, as data; sizes, count, matrices and flops read it.
+"""The parameters of a decoder as data: every shape by path; counts and FLOPs derived from it.
 
-Invariant: `spec` is the one description of the parameters; init, count, flops and the optimizer's choices read it.
+Invariant: `param_specs` is the only description of the parameters; init, counts, FLOPs and the
+optimizer's parameter groups read it.
 """
 
 from __future__ import annotations
@@ -13,121 +14,188 @@ from slm_fn.core.types import Path
 from slm_fn.nn.config import ModelConfig, check
 
 
-class Weight(NamedTuple):
-    """One parameter: its shape, the standard deviation it starts with (None: ones), whether it is a block matrix."""
+class ParamSpec(NamedTuple):
+    """One parameter: shape, initial standard deviation (None: ones), and whether it is a matrix.
+
+    `is_matrix` is True for the block matrices, which weight decay and Muon act on.
+    """
 
     shape: tuple[int, ...]
-    std: float | None
-    matrix: bool = False
+    init_std: float | None
+    is_matrix: bool = False
 
 
 def _embed_std(config: ModelConfig) -> float:
-    """1 where the head is another matrix; tied, 0.25 / sqrt(D), less where a fresh model would bet on its own input.
+    """The initial standard deviation of the embedding: 1 if untied, at most 0.25 / sqrt(D) if tied.
 
-    Tied, a token's logit for itself starts at std * D while all others are near zero; held below ln(1 + V / 20) it
-    takes at most a twentieth of the probability, and the first loss stays within 2 % of ln V.
+    If tied, the initial logit of the input token itself is std * D while all others are near zero.
+    Bounded by ln(1 + V / 20), it gets at most a twentieth of the probability, and the first loss is
+    within 2 % of ln V.
     """
     if not config.tied:
         return 1.0
-    return min(0.25, math.log1p(config.vocab_size / 20) * config.dim**-0.5) * config.dim**-0.5
+    max_logit = math.log1p(config.vocab_size / 20)
+    inverse_root: float = config.dim**-0.5
+    return min(0.25, max_logit * inverse_root) * inverse_root
 
 
-def spec(config: ModelConfig) -> dict[str, Any]:
-    """Every parameter by path. Matrices that write to the residual stream are zero: a fresh block is the identity.
+def param_specs(config: ModelConfig) -> dict[str, Any]:
+    """Returns the spec of every parameter, as a nested dict like the parameters themselves.
 
-    Learned positions start at a quarter of the embedding, so that a place does not drown the token on it.
+    Matrices that write to the residual stream start at zero, so that a fresh block is the identity.
+    Learned positions start at a quarter of the embedding's size, so that they do not dominate the
+    token embedding.
+
+    Raises:
+        ValueError: no model can be built from the config.
 
     References: arXiv 2203.03466 (zero-initialised outputs), 1608.05859 (tied embedding).
     """
     check(config)
-    V, D = config.vocab_size, config.dim
-    std = _embed_std(config)
-    learned = {"positions": Weight((config.context, D), std / 4)} if config.positions == "learned" else {}
-    return {
-        "embed": Weight((V, D), std),
-        **learned,
-        "blocks": {
-            **_norm(config, "attn_norm"),
-            "attn": _attention(config),
-            **_norm(config, "ffn_norm"),
-            "ffn": _ffn(config),
-        },
-        **_norm(config, "norm", stacked=False),
-        **({} if config.tied else {"head": Weight((V, D), 0.25 * D**-0.5)}),
+    V = config.vocab_size
+    D = config.dim
+    embed_std = _embed_std(config)
+    specs: dict[str, Any] = {"embed": ParamSpec((V, D), embed_std)}
+    if config.positions == "learned":
+        specs["positions"] = ParamSpec((config.context, D), embed_std / 4)
+    specs["blocks"] = {
+        **_norm_specs(config, "attn_norm"),
+        "attn": _attention_specs(config),
+        **_norm_specs(config, "ffn_norm"),
+        "ffn": _ffn_specs(config),
     }
+    specs |= _norm_specs(config, "norm", is_stacked=False)
+    if not config.tied:
+        specs["head"] = ParamSpec((V, D), 0.25 * D**-0.5)
+    return specs
 
 
-def _dense(config: ModelConfig, name: str, out: int, into: int, bias: bool, zero: bool = False) -> dict[str, Weight]:
+def _matrix_specs(
+    config: ModelConfig,
+    name: str,
+    num_out: int,
+    num_in: int,
+    has_bias: bool,
+    init_zero: bool = False,
+) -> dict[str, ParamSpec]:
     L = config.num_layers
-    found = {name: Weight((L, out, into), 0.0 if zero else into**-0.5, matrix=True)}
-    return {**found, f"{name}_bias": Weight((L, out), 0.0)} if bias else found
+    init_std = 0.0 if init_zero else num_in**-0.5
+    specs = {name: ParamSpec((L, num_out, num_in), init_std, is_matrix=True)}
+    if has_bias:
+        specs[f"{name}_bias"] = ParamSpec((L, num_out), 0.0)
+    return specs
 
 
-def _norm(config: ModelConfig, name: str, stacked: bool = True) -> dict[str, Weight]:
-    shape = (config.num_layers, config.dim) if stacked else (config.dim,)
-    shifted = config.norm == "layer" and config.biases == "all"
-    return {name: Weight(shape, None), **({f"{name}_bias": Weight(shape, 0.0)} if shifted else {})}
+def _norm_specs(
+    config: ModelConfig,
+    name: str,
+    is_stacked: bool = True,
+) -> dict[str, ParamSpec]:
+    shape = (config.num_layers, config.dim) if is_stacked else (config.dim,)
+    specs = {name: ParamSpec(shape, None)}
+    if config.norm == "layer" and config.biases == "all":
+        specs[f"{name}_bias"] = ParamSpec(shape, 0.0)
+    return specs
 
 
-def _attention(config: ModelConfig) -> dict[str, Weight]:
-    L, D, C = config.num_layers, config.dim, config.head_dim
-    KC, bias = config.num_kv_heads * C, config.biases != "none"
+def _attention_specs(config: ModelConfig) -> dict[str, ParamSpec]:
+    L = config.num_layers
+    D = config.dim
+    C = config.head_dim
+    kv_dim = config.num_kv_heads * C
+    has_qkv_bias = config.biases != "none"
+    specs = {
+        **_matrix_specs(config, "q", D, D, has_qkv_bias),
+        **_matrix_specs(config, "k", kv_dim, D, has_qkv_bias),
+        **_matrix_specs(config, "v", kv_dim, D, has_qkv_bias),
+    }
+    if config.qk_norm:
+        specs["q_norm"] = ParamSpec((L, C), None)
+        specs["k_norm"] = ParamSpec((L, C), None)
+    return specs | _matrix_specs(config, "o", D, D, config.biases == "all", init_zero=True)
+
+
+def _ffn_specs(config: ModelConfig) -> dict[str, Any]:
+    if config.ffn != "dual":
+        return _mlp_specs(config, config.ffn_dim, is_gated=config.ffn in ("swiglu", "geglu"))
+    L = config.num_layers
+    D = config.dim
     return {
-        **_dense(config, "q", D, D, bias),
-        **_dense(config, "k", KC, D, bias),
-        **_dense(config, "v", KC, D, bias),
-        **({"q_norm": Weight((L, C), None), "k_norm": Weight((L, C), None)} if config.qk_norm else {}),
-        **_dense(config, "o", D, D, config.biases == "all", zero=True),
+        # The router is not a matrix for weight decay or orthogonalisation: only the difference of
+        # its two rows has an effect.
+        "router": ParamSpec((L, 2, D), D**-0.5),
+        "lite": _mlp_specs(config, config.lite_dim, is_gated=True),
+        "expert": _mlp_specs(config, config.ffn_dim, is_gated=True),
     }
 
 
-def _ffn(config: ModelConfig) -> dict[str, Any]:
-    L, D, F, bias = config.num_layers, config.dim, config.ffn_dim, config.biases == "all"
-
-    def path(hidden: int, gated: bool) -> dict[str, Weight]:
-        return {
-            **(_dense(config, "gate", hidden, D, bias) if gated else {}),
-            **_dense(config, "up", hidden, D, bias),
-            **_dense(config, "down", D, hidden, bias, zero=True),
-        }
-
-    if config.ffn == "dual":
-        # The router's two rows are no matrix to decay or to orthogonalise: only their difference counts.
-        router = Weight((L, 2, D), D**-0.5)
-        return {"router": router, "lite": path(config.lite_dim, True), "expert": path(F, True)}
-    return path(F, config.ffn in ("swiglu", "geglu"))
+def _mlp_specs(
+    config: ModelConfig,
+    hidden_dim: int,
+    is_gated: bool,
+) -> dict[str, ParamSpec]:
+    D = config.dim
+    has_bias = config.biases == "all"
+    specs: dict[str, ParamSpec] = {}
+    if is_gated:
+        specs |= _matrix_specs(config, "gate", hidden_dim, D, has_bias)
+    specs |= _matrix_specs(config, "up", hidden_dim, D, has_bias)
+    specs |= _matrix_specs(config, "down", D, hidden_dim, has_bias, init_zero=True)
+    return specs
 
 
-def matrices(config: ModelConfig) -> frozenset[Path]:
-    """Paths of the block matrices: what weight decay and Muon act on. No embedding, head, norm, bias or router."""
-    return frozenset(path for path, weight in tree.flat(spec(config)).items() if weight.matrix)
+def matrix_paths(config: ModelConfig) -> frozenset[Path]:
+    """Returns the paths of the block matrices, which weight decay and Muon act on.
 
-
-def sizes(config: ModelConfig) -> dict[Path, int]:
-    """How many numbers every parameter holds, by path."""
-    return {path: math.prod(weight.shape) for path, weight in tree.flat(spec(config)).items()}
-
-
-def count(config: ModelConfig) -> int:
-    """Number of parameters."""
-    return sum(sizes(config).values())
-
-
-def flops(config: ModelConfig, length: int) -> int:
-    """Operations to train on one token in a row of `length`: 6 per weight that multiplies it, 12 L D a key it sees.
-
-    That is T / 2 keys on average, W - W^2 / 2T with a window of W. A dual feed-forward that drops sends the expert no
-    more than its capacity; one that does not computes both paths for every token.
-
-    References: arXiv 2204.02311, appendix B (causal attention counted as half).
+    Embedding, head, norms, biases and router are not among them.
     """
-    window = min(config.window or length, length)
-    attend = 6 * config.num_layers * config.dim * window * (2 * length - window) // length
-    reach = config.dual.capacity(length) / length if config.ffn == "dual" and config.dual.drop else 1
-    kept = matrices(config)
-    used = sum(
-        size * (reach if path.startswith("blocks/ffn/expert") else 1)
-        for path, size in sizes(config).items()
-        if path in kept or path.endswith("/router")
-    )
-    return round(6 * (used + config.vocab_size * config.dim)) + attend
+    specs = tree.flatten_dict(param_specs(config))
+    return frozenset(path for path, spec in specs.items() if spec.is_matrix)
+
+
+def param_sizes(config: ModelConfig) -> dict[Path, int]:
+    """Returns the number of elements of every parameter by path."""
+    specs = tree.flatten_dict(param_specs(config))
+    return {path: math.prod(spec.shape) for path, spec in specs.items()}
+
+
+def count_params(config: ModelConfig) -> int:
+    """Returns the number of parameters.
+
+    Example:
+        >>> count_params(ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=64))
+        22688
+    """
+    return sum(param_sizes(config).values())
+
+
+def train_flops_per_token(config: ModelConfig, seq_len: int) -> int:
+    """Returns the floating-point operations to train on one token of a sequence.
+
+        6 per weight of a matrix product, and 12 D per layer and attended key
+
+    A token attends to T / 2 keys on average, or to W - W^2 / 2T with a window W. A dual
+    feed-forward that drops tokens computes the expert for its capacity at most; without `drop` it
+    computes both paths for every token.
+
+    Args:
+        config: of the model.
+        seq_len: tokens T of a sequence.
+
+    References: arXiv 2204.02311, appendix B (here causal attention counts half).
+    """
+    window = min(config.window or seq_len, seq_len)
+    num_attended_pairs = window * (2 * seq_len - window)
+    attention_flops = 6 * config.num_layers * config.dim * num_attended_pairs // seq_len
+
+    expert_fraction: float = 1
+    if config.ffn == "dual" and config.dual.drop:
+        expert_fraction = config.dual.capacity(seq_len) / seq_len
+    matrices = matrix_paths(config)
+    num_weights: float = 0
+    for path, size in param_sizes(config).items():
+        if path in matrices or path.endswith("/router"):
+            is_expert = path.startswith("blocks/ffn/expert")
+            num_weights += size * (expert_fraction if is_expert else 1)
+    num_weights += config.vocab_size * config.dim
+    return round(6 * num_weights) + attention_flops

@@ -1,7 +1,7 @@
-"""Adafactor: second moments kept as the means of rows and columns.
+"""Adafactor: second moments stored as means over rows and columns.
 
-Invariant: the last two axes are a matrix and all before them a batch; choose matrices by path, the rest takes
-`scale_by_rms`.
+Invariant: the last two axes are a matrix and all axes before them a batch. Matrices are chosen by
+path; all other parameters take `scale_by_rms`.
 """
 
 from __future__ import annotations
@@ -13,54 +13,90 @@ from torch import Tensor
 
 from slm_fn.core import tree
 from slm_fn.core.types import Params, Transform, Updates
-from slm_fn.optim.directions import counter, zeros
+from slm_fn.optim.directions import zero_count, zeros_like
 
 EPS = 1.1920929e-07
-"""float32's: the least root of a second moment, as in torch.optim.Adafactor."""
+"""Machine epsilon of float32: the lower bound of the root of a second moment, as in
+torch.optim.Adafactor."""
 
 
 class FactoredState(NamedTuple):
-    """Running means of the squared gradients over each row and each column, and the number of updates."""
+    """Running means of the squared gradients over rows and over columns; the number of updates."""
 
     rows: Params  # (..., out, 1)
     cols: Params  # (..., 1, in)
     num_updates: Tensor  # () float32
 
 
-def scale_by_factored_rms(decay: float = 0.8, clip: float = 1.0, relative: float = 0.0, eps: float = EPS) -> Transform:
-    """`g / sqrt(rows cols / mean(rows))` for trees of matrices: `out + in` numbers remembered instead of `out in`.
+def scale_by_factored_rms(
+    decay: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_param_rms: float = 0.0,
+    eps: float = EPS,
+) -> Transform:
+    """Adafactor for matrices: it stores `out + in` numbers for a matrix instead of `out in`.
 
-    The n-th gradient weighs `n^-decay`, so the memory grows as the run does and nothing is biased.
+        w = n^-decay, the weight of the n-th gradient
+        rows = (1 - w) rows + w mean(g^2 over columns)
+        cols = (1 - w) cols + w mean(g^2 over rows)
+        update = g / sqrt(rows cols / mean(rows))
+
+    The averaging window grows with the run, so no bias correction is needed.
 
     Args:
-        clip: a matrix's update of a larger root mean square is scaled down to it.
-        relative: above 0, steps are in proportion to the root mean square of the matrix, taken as no less than this.
+        decay: exponent of the weight of a new gradient.
+        clipping_threshold: an update with a larger root mean square is scaled down to this value.
+        min_param_rms: if positive, updates are multiplied by the root mean square of the matrix,
+            or by this value if that is larger.
+        eps: lower bound of the root of a second moment.
 
     References: arXiv 1804.04235.
     """
 
     def init(params: Params) -> FactoredState:
         def means(dim: int) -> Params:
-            return tree.map(lambda p: torch.zeros_like(p).mean(dim, keepdim=True), params)
+            def zero_mean(param: Tensor) -> Tensor:
+                return torch.zeros_like(param).mean(dim, keepdim=True)
 
-        return FactoredState(means(-1), means(-2), counter(params))
+            zero_means: Params = tree.map(zero_mean, params)
+            return zero_means
 
-    def update(updates: Updates, state: FactoredState, params: Params) -> tuple[Updates, FactoredState]:
-        n = state.num_updates + 1
-        weight = n**-decay
+        return FactoredState(means(-1), means(-2), zero_count(params))
 
-        def mean(dim: int, before: Params) -> Params:
-            return tree.map(lambda m, g: m.lerp(_rms(g, (dim,)).square(), weight.to(g.dtype)), before, updates)
+    def update(
+        updates: Updates,
+        state: FactoredState,
+        params: Params,
+    ) -> tuple[Updates, FactoredState]:
+        num_updates = state.num_updates + 1
+        weight = num_updates**-decay
 
-        rows, cols = mean(-1, state.rows), mean(-2, state.cols)
+        def direction(
+            rows: Tensor,
+            cols: Tensor,
+            gradient: Tensor,
+            param: Tensor,
+        ) -> Tensor:
+            second_moment = rows * (cols / rows.mean(-2, keepdim=True).clamp(min=eps))
+            scaled = gradient * second_moment.clamp(min=eps * eps).rsqrt()
+            return _rescale(scaled, param, (-2, -1), clipping_threshold, min_param_rms)
 
-        def direction(r: Tensor, c: Tensor, g: Tensor, p: Tensor) -> Tensor:
-            nu = r * (c / r.mean(-2, keepdim=True).clamp(min=eps))
-            return _bounded(g * nu.clamp(min=eps * eps).rsqrt(), p, (-2, -1), clip, relative)
-
-        return tree.map(direction, rows, cols, updates, params), FactoredState(rows, cols, n)
+        rows = _update_means(state.rows, updates, -1, weight)
+        cols = _update_means(state.cols, updates, -2, weight)
+        directions = tree.map(direction, rows, cols, updates, params)
+        return directions, FactoredState(rows, cols, num_updates)
 
     return Transform(init, update)
+
+
+def _update_means(means: Params, gradients: Params, dim: int, weight: Tensor) -> Params:
+    """Running means over one dimension of the squared gradients, with a weight of the new ones."""
+
+    def update_mean(mean: Tensor, gradient: Tensor) -> Tensor:
+        return mean.lerp(_rms(gradient, (dim,)).square(), weight.to(gradient.dtype))
+
+    new_means: Params = tree.map(update_mean, means, gradients)
+    return new_means
 
 
 class RmsState(NamedTuple):
@@ -70,36 +106,78 @@ class RmsState(NamedTuple):
     num_updates: Tensor  # () float32
 
 
-def scale_by_rms(decay: float = 0.8, clip: float = 1.0, relative: float = 0.0, eps: float = EPS) -> Transform:
-    """Adafactor for what is no matrix: vectors, and stacks of them, with the whole second moment.
+def scale_by_rms(
+    decay: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_param_rms: float = 0.0,
+    eps: float = EPS,
+) -> Transform:
+    """Adafactor for vectors, and for stacks of vectors: the second moment is stored in full.
+
+        w = n^-decay, the weight of the n-th gradient
+        nu = (1 - w) nu + w g^2
+        update = g / sqrt(nu)
+
+    Args:
+        decay: exponent of the weight of a new gradient.
+        clipping_threshold: an update with a larger root mean square is scaled down to this value.
+        min_param_rms: if positive, updates are multiplied by the root mean square of the vector,
+            or by this value if that is larger.
+        eps: lower bound of the root of a second moment.
 
     References: arXiv 1804.04235.
     """
 
-    def update(updates: Updates, state: RmsState, params: Params) -> tuple[Updates, RmsState]:
-        n = state.num_updates + 1
-        weight = n**-decay
-        nu = tree.map(lambda v, g: v.lerp(g * g, weight.to(g.dtype)), state.nu, updates)
+    def init(params: Params) -> RmsState:
+        return RmsState(zeros_like(params), zero_count(params))
 
-        def direction(v: Tensor, g: Tensor, p: Tensor) -> Tensor:
-            return _bounded(g * v.clamp(min=eps * eps).rsqrt(), p, (-1,), clip, relative)
+    def update(
+        updates: Updates,
+        state: RmsState,
+        params: Params,
+    ) -> tuple[Updates, RmsState]:
+        num_updates = state.num_updates + 1
+        weight = num_updates**-decay
 
-        return tree.map(direction, nu, updates, params), RmsState(nu, n)
+        def update_mean(mean: Tensor, gradient: Tensor) -> Tensor:
+            return mean.lerp(gradient * gradient, weight.to(gradient.dtype))
 
-    return Transform(lambda params: RmsState(zeros(params), counter(params)), update)
+        def direction(
+            second_moment: Tensor,
+            gradient: Tensor,
+            param: Tensor,
+        ) -> Tensor:
+            scaled = gradient * second_moment.clamp(min=eps * eps).rsqrt()
+            return _rescale(scaled, param, (-1,), clipping_threshold, min_param_rms)
+
+        nu = tree.map(update_mean, state.nu, updates)
+        return tree.map(direction, nu, updates, params), RmsState(nu, num_updates)
+
+    return Transform(init, update)
 
 
 def _rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The root mean square over some dimensions, which are kept with size 1."""
     size = 1
     for dim in dims:
         size *= x.shape[dim]
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True) * size**-0.5
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    inverse_root: float = size**-0.5
+    return norm * inverse_root
 
 
-def _bounded(update: Tensor, param: Tensor, dims: tuple[int, ...], clip: float, relative: float) -> Tensor:
-    """The update, its root mean square over each matrix or vector at most `clip`, in proportion to the parameter's."""
-    size = 1 / (_rms(update, dims) / clip).clamp(min=1.0)
-    return update * (size * _rms(param, dims).clamp(min=relative) if relative else size)
+def _rescale(
+    update: Tensor,
+    param: Tensor,
+    dims: tuple[int, ...],
+    clipping_threshold: float,
+    min_param_rms: float,
+) -> Tensor:
+    """Clips the update by its root mean square over `dims` and scales it by the parameter's."""
+    factor = 1 / (_rms(update, dims) / clipping_threshold).clamp(min=1.0)
+    if min_param_rms:
+        factor = factor * _rms(param, dims).clamp(min=min_param_rms)
+    return update * factor
 
 
 class AverageState(NamedTuple):
@@ -109,10 +187,23 @@ class AverageState(NamedTuple):
 
 
 def average_updates(decay: float | Tensor) -> Transform:
-    """Momentum after the scaling: `mu = decay mu + (1 - decay) u`, passed on. Adafactor's optional first moment."""
+    """Momentum applied after the scaling: the optional first moment of Adafactor.
 
-    def update(updates: Updates, state: AverageState, params: Params) -> tuple[Updates, AverageState]:
-        mu = tree.map(lambda m, u: m.lerp(u, 1 - decay), state.mu, updates)
+        mu = decay mu + (1 - decay) u
+        update = mu
+
+    References: arXiv 1804.04235.
+    """
+
+    def init(params: Params) -> AverageState:
+        return AverageState(zeros_like(params))
+
+    def update(
+        updates: Updates,
+        state: AverageState,
+        params: Params,
+    ) -> tuple[Updates, AverageState]:
+        mu = tree.map(lambda mean, u: mean.lerp(u, 1 - decay), state.mu, updates)
         return mu, AverageState(mu)
 
-    return Transform(lambda params: AverageState(zeros(params)), update)
+    return Transform(init, update)

@@ -1,6 +1,6 @@
-"""Combinators of gradient transformations: chain, stateless, partition, masked, inject, apply_updates.
+"""Combinators of gradient transformations: chain, multi_transform, partition, inject_hyperparams.
 
-Invariant: a combinator of Transforms is a Transform.
+Invariant: a combinator of Transforms returns a Transform.
 """
 
 from __future__ import annotations
@@ -13,133 +13,189 @@ import torch
 from torch import Tensor
 
 from slm_fn.core import tree
-from slm_fn.core.types import OptState, Params, Path, Transform, Updates, Where
+from slm_fn.core.types import OptState, Params, Path, PathPredicate, Transform, Updates
 
 
 def chain(*transforms: Transform) -> Transform:
-    """One after another, each on what the last returned. The state is the tuple of their states.
+    """Applies transforms in sequence, each to the updates that the previous one returned.
 
-    References: the grammar of optax.
+    The state is the tuple of their states.
+
+    References: `optax.chain`.
     """
 
     def init(params: Params) -> OptState:
-        return tuple(t.init(params) for t in transforms)
+        return tuple(transform.init(params) for transform in transforms)
 
-    def update(updates: Updates, state: OptState, params: Params) -> tuple[Updates, OptState]:
-        states = []
-        for t, s in zip(transforms, state, strict=True):
-            updates, s = t.update(updates, s, params)
-            states.append(s)
-        return updates, tuple(states)
+    def update(
+        updates: Updates,
+        state: OptState,
+        params: Params,
+    ) -> tuple[Updates, OptState]:
+        new_states = []
+        for transform, inner_state in zip(transforms, state, strict=True):
+            updates, new_state = transform.update(updates, inner_state, params)
+            new_states.append(new_state)
+        return updates, tuple(new_states)
 
     return Transform(init, update)
 
 
 def stateless(f: Callable[[Updates, Params], Updates]) -> Transform:
-    """A Transform from a pure function of updates and params.
+    """A Transform from a pure function of updates and parameters; its state is empty.
 
     Example:
         >>> double = stateless(lambda updates, params: tree.map(lambda u: 2 * u, updates))
         >>> double.update({"w": torch.tensor(1.0)}, double.init({}), {})[0]
         {'w': tensor(2.)}
     """
-    return Transform(lambda params: (), lambda updates, state, params: (f(updates, params), state))
-
-
-def scale(factor: float | Tensor) -> Transform:
-    """Multiply every update by a constant."""
-    return stateless(lambda updates, params: tree.map(lambda u: factor * u, updates))
-
-
-def label(name: Callable[[Path], str], transforms: Mapping[str, Transform]) -> Transform:
-    """Each leaf goes to the Transform that its path's name chooses. The state is the tuple of their states, in order.
-
-    Raises:
-        ValueError: a path gets a name that no Transform has, or a Transform gets no path.
-
-    Example:
-        >>> tx = label(lambda path: path[0], {"a": scale(2.0), "b": scale(3.0)})
-        >>> ones = {"b1": torch.ones(()), "a1": torch.ones(())}
-        >>> tx.update(ones, tx.init(ones), ones)[0]
-        {'b1': tensor(3.), 'a1': tensor(2.)}
-    """
-
-    def has_name(wanted: str, path: Path) -> bool:
-        return name(path) == wanted
-
-    def split(t: Params) -> list[Params]:
-        named = {name(path) for path in tree.paths(t)}
-        if named != transforms.keys():
-            unknown, idle = sorted(named - transforms.keys()), sorted(transforms.keys() - named)
-            raise ValueError(f"label: no transform named {unknown}, no path for {idle}, among {list(tree.paths(t))}")
-        return [tree.partition(t, partial(has_name, n))[0] for n in transforms]
 
     def init(params: Params) -> OptState:
-        return tuple(t.init(part) for t, part in zip(transforms.values(), split(params), strict=True))
+        return ()
 
-    def update(updates: Updates, state: OptState, params: Params) -> tuple[Updates, OptState]:
-        rows = zip(transforms.values(), split(updates), state, split(params), strict=True)
-        done = [t.update(u, s, p) for t, u, s, p in rows]
-        return tree.like(reduce(tree.merge, (u for u, _ in done)), updates), tuple(s for _, s in done)
+    def update(
+        updates: Updates,
+        state: OptState,
+        params: Params,
+    ) -> tuple[Updates, OptState]:
+        return f(updates, params), state
 
     return Transform(init, update)
 
 
-def partition(where: Where, chosen: Transform, rest: Transform) -> Transform:
-    """One Transform for the leaves whose path is chosen, another for the rest.
+def scale(factor: float | Tensor) -> Transform:
+    """Multiplies every update by a constant."""
+    return stateless(lambda updates, params: tree.map(lambda u: factor * u, updates))
+
+
+def multi_transform(label: Callable[[Path], str], transforms: Mapping[str, Transform]) -> Transform:
+    """Applies to each leaf the Transform named by the label of its path.
+
+    The state is the tuple of the transforms' states, in the order of `transforms`.
+
+    Args:
+        label: from a path such as `blocks/attn/q` to a key of `transforms`.
+        transforms: one Transform for every label.
 
     Raises:
-        ValueError: no path is chosen, or all are: the predicate names leaves that this tree lacks.
+        ValueError: a path has a label without a Transform, or a Transform has no path.
+
+    Example:
+        >>> tx = multi_transform(lambda path: path[0], {"a": scale(2.0), "b": scale(3.0)})
+        >>> ones = {"b1": torch.ones(()), "a1": torch.ones(())}
+        >>> tx.update(ones, tx.init(ones), ones)[0]
+        {'b1': tensor(3.), 'a1': tensor(2.)}
+
+    References: `optax.multi_transform`.
     """
-    return label(lambda path: "chosen" if where(path) else "rest", {"chosen": chosen, "rest": rest})
+
+    def has_label(name: str, path: Path) -> bool:
+        return label(path) == name
+
+    def split(params: Params) -> list[Params]:
+        paths = list(tree.named_leaves(params))
+        labels = {label(path) for path in paths}
+        if labels != transforms.keys():
+            unknown = sorted(labels - transforms.keys())
+            unused = sorted(transforms.keys() - labels)
+            raise ValueError(
+                f"multi_transform: no transform named {unknown}, no path labelled {unused},"
+                f" among {paths}"
+            )
+        return [tree.partition(params, partial(has_label, name))[0] for name in transforms]
+
+    def init(params: Params) -> OptState:
+        pairs = zip(transforms.values(), split(params), strict=True)
+        return tuple(transform.init(subtree) for transform, subtree in pairs)
+
+    def update(
+        updates: Updates,
+        state: OptState,
+        params: Params,
+    ) -> tuple[Updates, OptState]:
+        new_updates = []
+        new_states = []
+        groups = zip(transforms.values(), split(updates), state, split(params), strict=True)
+        for transform, group_updates, group_state, group_params in groups:
+            updated, new_state = transform.update(group_updates, group_state, group_params)
+            new_updates.append(updated)
+            new_states.append(new_state)
+        merged = reduce(tree.merge, new_updates)
+        return tree.reorder_like(merged, updates), tuple(new_states)
+
+    return Transform(init, update)
 
 
-def masked(where: Where, transform: Transform) -> Transform:
-    """The Transform for the leaves whose path is chosen; the rest pass as they are.
+def partition(
+    where: PathPredicate,
+    chosen: Transform,
+    rest: Transform,
+) -> Transform:
+    """Applies one Transform to the leaves whose path is chosen and another to all others.
 
     Raises:
-        ValueError: no path is chosen, or all are.
+        ValueError: `where` chooses no path or every path.
     """
-    return partition(where, transform, chain())
+
+    def label(path: Path) -> str:
+        return "chosen" if where(path) else "rest"
+
+    return multi_transform(label, {"chosen": chosen, "rest": rest})
 
 
 class InjectState(NamedTuple):
-    """The state of the transform that was made, its hyper-parameters, and the number of updates."""
+    """State of the inner transform, its hyper-parameters, and the number of updates."""
 
     inner: Any
     hyper: dict[str, Tensor]  # each () float32; of a schedule, the value last used
     num_updates: Tensor  # () float32
 
 
-def inject(make: Callable[..., Transform], **hyper: float | Callable[[Tensor], Tensor]) -> Transform:
-    """`make(**hyper)`, its hyper-parameters held in the state: constants there to be set, schedules evaluated anew.
+def inject_hyperparams(
+    make: Callable[..., Transform], **hyper: float | Callable[[Tensor], Tensor]
+) -> Transform:
+    """Builds `make(**hyper)` with its hyper-parameters stored in the optimizer state.
 
-    So members of an ensemble differ in them: stack the states of `inject(make, rate=r)` for several r, and the update
-    of any one of them, vmapped, is a sweep.
+    Constants stay as they are and may be set in the state; schedules are evaluated at every step.
+    This makes a hyper-parameter sweep out of an ensemble: stack the states of
+    `inject_hyperparams(make, rate=r)` for several `r` and vmap the update of any one of them.
+
+    Args:
+        make: returns a Transform, given every hyper-parameter as a float32 scalar tensor.
+        hyper: numbers, or schedules from the number of updates to a value.
 
     Example:
-        >>> tx = inject(scale, factor=3.0)
+        >>> tx = inject_hyperparams(scale, factor=3.0)
         >>> w = {"w": torch.ones(())}
         >>> tx.update(w, tx.init(w), w)[0]
         {'w': tensor(3.)}
+
+    References: `optax.inject_hyperparams`.
     """
-    moving = {name: value for name, value in hyper.items() if callable(value)}
-    still = {name: value for name, value in hyper.items() if not callable(value)}
+    schedules = {name: value for name, value in hyper.items() if callable(value)}
+    constants = {name: value for name, value in hyper.items() if not callable(value)}
+
+    def evaluate(count: Tensor) -> dict[str, Tensor]:
+        return {name: schedule(count) for name, schedule in schedules.items()}
 
     def init(params: Params) -> InjectState:
         zero = torch.zeros((), device=tree.leaves(params)[0].device)
-        values = {name: zero + value for name, value in still.items()}
-        values |= {name: schedule(zero) for name, schedule in moving.items()}
+        values = {name: zero + value for name, value in constants.items()} | evaluate(zero)
         return InjectState(make(**values).init(params), values, zero)
 
-    def update(updates: Updates, state: InjectState, params: Params) -> tuple[Updates, InjectState]:
-        values = state.hyper | {name: schedule(state.num_updates) for name, schedule in moving.items()}
-        updates, inner = make(**values).update(updates, state.inner, params)
-        return updates, InjectState(inner, values, state.num_updates + 1)
+    def update(
+        updates: Updates,
+        state: InjectState,
+        params: Params,
+    ) -> tuple[Updates, InjectState]:
+        values = state.hyper | evaluate(state.num_updates)
+        new_updates, inner = make(**values).update(updates, state.inner, params)
+        return new_updates, InjectState(inner, values, state.num_updates + 1)
 
     return Transform(init, update)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """`params + updates`, leaf by leaf, in the params' dtype."""
-    return tree.map(lambda p, u: p + u.to(p.dtype), params, updates)
+    """Returns `params + updates`, leaf by leaf, in the dtype of the parameters."""
+    new_params: Params = tree.map(lambda p, u: p + u.to(p.dtype), params, updates)
+    return new_params

@@ -1,6 +1,7 @@
-"""Optimizers by name: OptimConfig to one Transform.
+"""Optimizers by name: from an OptimConfig to one Transform.
 
-Invariant: every recipe is a chain of parts from this room, so it saves, vmaps and shards as they do.
+Invariant: every recipe is a chain of transforms of this package, so it saves, vmaps and shards as
+they do.
 """
 
 from __future__ import annotations
@@ -13,19 +14,47 @@ import msgspec
 import torch
 from torch import Tensor
 
-from slm_fn.core.types import Path, Transform, Where
-from slm_fn.optim import adafactor, combine, directions, guard, measure, muon, schedules, transforms
+from slm_fn.core.types import Path, PathPredicate, Transform
+from slm_fn.optim import (
+    adafactor,
+    combine,
+    diagnostics,
+    directions,
+    guard,
+    muon,
+    schedules,
+    transforms,
+)
 
 Measure = Literal["grad_norms", "noise_scale", "update_ratio"]
 Rate = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Decay = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
+MUON_COEFFICIENTS = {
+    "jordan": muon.JORDAN_COEFFICIENTS,
+    "polar": muon.POLAR_EXPRESS_COEFFICIENTS,
+}
+
 
 class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to turn gradients into updates. Rates are peaks; `muon` uses `learning_rate` for block matrices too.
+    """How gradients become updates. Rates are peaks of the schedule.
 
-    `momentum` and `nesterov` are muon's and sgd's, `b1` and `b2` everyone else's; muon's vectors take Adam.
+    `muon` applies `learning_rate` to block matrices too, times `muon_rate`, and uses Adam for all
+    other leaves. `momentum` and `nesterov` belong to muon and sgd, `b1` and `b2` to the others.
+
+    Fields whose name needs a word:
+        decay_fraction, decay_shape: of the `wsd` schedule.
+        rise_fraction, low_momentum: of the `onecycle` schedule; 0 keeps momentum constant.
+        floor: the last learning rate as a fraction of the peak.
+        muon_steps: coefficients of the orthogonalisation: `jordan` or `polar` (Polar Express).
+        muon_fit: how Muon scales with the shape of a matrix, see `muon.scale_by_muon`.
+        relative: lower bound of a parameter's root mean square in Adafactor's relative step; 0 is
+            an absolute step.
+        clip: largest global norm of the gradient; 0 is no clipping.
+        spike_factor: skip a gradient this many times larger than the running norm; 0 is off.
+        ema_decay: of the average of the parameters; 0 is no average.
+        measures: what to record at every step, see `diagnostics`.
     """
 
     name: Literal["adamw", "muon", "lion", "sgd", "adafactor"] = "adamw"
@@ -54,78 +83,135 @@ class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_schedule(
-    config: OptimConfig, total_steps: int, learning_rate: float | Tensor | None = None
+    config: OptimConfig,
+    total_steps: int,
+    peak: float | Tensor | None = None,
 ) -> schedules.Schedule:
-    """The schedule a config names, over a run of `total_steps`; with another peak if one is given."""
-    peak = config.learning_rate if learning_rate is None else learning_rate
-    warmup, floor = config.warmup_steps, config.floor
-    match config.schedule:
-        case "cosine":
-            return schedules.warmup_cosine(peak, warmup, total_steps, floor)
-        case "linear":
-            return schedules.warmup_linear(peak, warmup, total_steps, floor)
-        case "wsd":
-            return schedules.warmup_stable_decay(
-                peak, warmup, total_steps, config.decay_fraction, floor, config.decay_shape
-            )
-        case "onecycle":
-            return schedules.one_cycle(peak, total_steps, config.rise_fraction, floor=floor)
-    return schedules.constant(peak, warmup)
-
-
-def make(
-    config: OptimConfig, total_steps: int, matrix: Where, dtype: torch.dtype = torch.float32, sweep: bool = False
-) -> Transform:
-    """Clip, direction, decay, rate, average: the whole optimizer as one chain, guarded against NaN.
+    """Returns the learning-rate schedule that a config describes.
 
     Args:
-        matrix: chooses block matrices by path: they decay, and with `muon` they are orthogonalised.
-        dtype: of the model's computation. Muon multiplies in it, and float16 brings the loss scale that it needs.
-        sweep: hold learning rate and decay in the state, so that members of an ensemble may differ in them.
+        config: names the schedule and its parameters.
+        total_steps: number of updates of the run.
+        peak: replaces `config.learning_rate`.
 
     Example:
-        >>> tx = make(OptimConfig(), 100, matrix=lambda path: path == "w")
+        >>> schedule = make_schedule(OptimConfig(warmup_steps=2, learning_rate=1.0), 10)
+        >>> schedule(torch.tensor(0.0))
+        tensor(0.5000)
+    """
+    peak = config.learning_rate if peak is None else peak
+    warmup_steps = config.warmup_steps
+    min_lr_ratio = config.floor
+    match config.schedule:
+        case "cosine":
+            return schedules.warmup_cosine(peak, warmup_steps, total_steps, min_lr_ratio)
+        case "linear":
+            return schedules.warmup_linear(peak, warmup_steps, total_steps, min_lr_ratio)
+        case "wsd":
+            return schedules.warmup_stable_decay(
+                peak,
+                warmup_steps,
+                total_steps,
+                decay_fraction=config.decay_fraction,
+                min_lr_ratio=min_lr_ratio,
+                shape=config.decay_shape,
+            )
+        case "onecycle":
+            return schedules.one_cycle(
+                peak, total_steps, config.rise_fraction, min_lr_ratio=min_lr_ratio
+            )
+        case "constant":
+            return schedules.constant(peak, warmup_steps)
+
+
+def make_optimizer(
+    config: OptimConfig,
+    total_steps: int,
+    is_matrix: PathPredicate,
+    dtype: torch.dtype = torch.float32,
+    hyperparams_in_state: bool = False,
+) -> Transform:
+    """Builds an optimizer: clip, direction, weight decay, learning rate, average, as one chain.
+
+    Steps with NaN or infinity in the gradient are skipped.
+
+    Args:
+        config: the optimizer's name and hyper-parameters.
+        total_steps: number of updates of the run, for the schedule.
+        is_matrix: chooses block matrices by path: weight decay applies to them alone, and `muon`
+            orthogonalises them.
+        dtype: of the model's computation. Muon multiplies in it, and float16 adds the loss scale
+            that it needs.
+        hyperparams_in_state: keep learning rate and weight decay in the state, so that the members
+            of an ensemble can have different ones.
+
+    Example:
+        >>> tx = make_optimizer(OptimConfig(), 100, is_matrix=lambda path: path == "w")
         >>> params = {"w": torch.ones(2, 2), "norm": torch.ones(2)}
         >>> updates, state = tx.update(params, tx.init(params), params)
     """
-    build = partial(_chain, config, total_steps, matrix, dtype)
-    held: dict[str, Any] = {}
-    if sweep:
-        held |= {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+    build = partial(_build_chain, config, total_steps, is_matrix, dtype)
+    hyperparams: dict[str, Any] = {}
+    if hyperparams_in_state:
+        hyperparams["learning_rate"] = config.learning_rate
+        hyperparams["weight_decay"] = config.weight_decay
     if config.schedule == "onecycle" and config.low_momentum:
-        held |= {"dip": schedules.one_cycle_dip(total_steps, config.rise_fraction)}
-    watches = [guard.loss_scale() if dtype == torch.float16 else guard.finite()]
-    watches += [guard.spikes(config.spike_factor)] if config.spike_factor else []
-    return guard.guard(combine.inject(build, **held) if held else build(), *watches)
+        # Checkpoints store the value under this name.
+        hyperparams["dip"] = schedules.one_cycle_fraction(total_steps, config.rise_fraction)
+    transform = combine.inject_hyperparams(build, **hyperparams) if hyperparams else build()
+
+    checks = [guard.adapt_loss_scale() if dtype == torch.float16 else guard.check_finite()]
+    if config.spike_factor:
+        checks.append(guard.check_spikes(config.spike_factor))
+    return guard.skip_steps(transform, *checks)
 
 
-def _chain(
+def _build_chain(
     config: OptimConfig,
     total_steps: int,
-    matrix: Where,
+    is_matrix: PathPredicate,
     dtype: torch.dtype,
     learning_rate: float | Tensor | None = None,
     weight_decay: float | Tensor | None = None,
     dip: float | Tensor = 0.0,
 ) -> Transform:
-    decay = config.weight_decay if weight_decay is None else weight_decay
-    return combine.chain(
-        *([measure.leaf_norms("grad_norm")] if "grad_norms" in config.measures else []),
-        *([measure.noise_scale()] if "noise_scale" in config.measures else []),
-        *([transforms.clip_by_global_norm(config.clip)] if config.clip else []),
-        _direction(config, matrix, dtype, dip),
-        *([transforms.add_decayed_weights(decay, matrix)] if isinstance(decay, Tensor) or decay else []),
-        transforms.scale_by_learning_rate(make_schedule(config, total_steps, learning_rate)),
-        *([measure.update_ratio()] if "update_ratio" in config.measures else []),
-        *([transforms.params_ema(config.ema_decay)] if config.ema_decay else []),
-    )
+    """The chain without its guard.
+
+    Args:
+        dip: how far momentum has fallen to `config.low_momentum`, 0 to 1.
+    """
+    if weight_decay is None:
+        weight_decay = config.weight_decay
+    links: list[Transform] = []
+    if "grad_norms" in config.measures:
+        links.append(diagnostics.leaf_norms("grad_norm"))
+    if "noise_scale" in config.measures:
+        links.append(diagnostics.gradient_noise_scale())
+    if config.clip:
+        links.append(transforms.clip_by_global_norm(config.clip))
+    links.append(_make_direction(config, is_matrix, dtype, dip))
+    if isinstance(weight_decay, Tensor) or weight_decay:
+        links.append(transforms.add_decayed_weights(weight_decay, is_matrix))
+    schedule = make_schedule(config, total_steps, learning_rate)
+    links.append(transforms.scale_by_learning_rate(schedule))
+    if "update_ratio" in config.measures:
+        links.append(diagnostics.update_ratio())
+    if config.ema_decay:
+        links.append(transforms.params_ema(config.ema_decay))
+    return combine.chain(*links)
 
 
-def _direction(config: OptimConfig, matrix: Where, dtype: torch.dtype, dip: float | Tensor) -> Transform:
-    def dipped(high: float) -> float | Tensor:
+def _make_direction(
+    config: OptimConfig,
+    is_matrix: PathPredicate,
+    dtype: torch.dtype,
+    dip: float | Tensor,
+) -> Transform:
+    def lowered(high: float) -> float | Tensor:
         return high + dip * (min(config.low_momentum, high) - high)
 
-    b1, momentum = dipped(config.b1), dipped(config.momentum)
+    b1 = lowered(config.b1)
+    momentum = lowered(config.momentum)
     adam = directions.scale_by_adam(b1, config.b2, config.eps)
     match config.name:
         case "adamw":
@@ -135,47 +221,81 @@ def _direction(config: OptimConfig, matrix: Where, dtype: torch.dtype, dip: floa
         case "sgd":
             return directions.scale_by_momentum(momentum, config.nesterov)
         case "adafactor":
-            whole, factored = adafactor.scale_by_rms, adafactor.scale_by_factored_rms
-            part = combine.partition(
-                _factored(matrix), factored(relative=config.relative), whole(relative=config.relative)
+            scaling = combine.partition(
+                _is_factored(is_matrix),
+                adafactor.scale_by_factored_rms(min_param_rms=config.relative),
+                adafactor.scale_by_rms(min_param_rms=config.relative),
             )
-            return combine.chain(part, adafactor.average_updates(b1)) if config.b1 else part
-    steps = muon.POLAR if config.muon_steps == "polar" else muon.JORDAN
-    turn = muon.scale_by_muon(momentum, config.nesterov, steps, config.muon_fit, dtype)
-    return combine.partition(matrix, combine.chain(turn, combine.scale(config.muon_rate)), adam)
+            return combine.chain(scaling, adafactor.average_updates(b1)) if config.b1 else scaling
+        case "muon":
+            matrix_direction = combine.chain(
+                muon.scale_by_muon(
+                    momentum,
+                    config.nesterov,
+                    MUON_COEFFICIENTS[config.muon_steps],
+                    config.muon_fit,
+                    dtype,
+                ),
+                combine.scale(config.muon_rate),
+            )
+            return combine.partition(is_matrix, matrix_direction, adam)
 
 
-def _factored(matrix: Where) -> Where:
-    """Block matrices, embedding and head. What else hangs in `blocks` is a stack of vectors, whatever its shape."""
-    return lambda path: matrix(path) or path.startswith(("embed", "head"))
+def _is_factored(is_matrix: PathPredicate) -> PathPredicate:
+    """Chooses block matrices, embedding and head.
+
+    All other leaves of `blocks` are stacks of vectors, whatever their number of dimensions.
+    """
+
+    def where(path: Path) -> bool:
+        return is_matrix(path) or path.startswith(("embed", "head"))
+
+    return where
 
 
-class Group(NamedTuple):
-    """Leaves that are treated alike, and how."""
+class ParamGroup(NamedTuple):
+    """Leaves with the same direction and hyper-parameters."""
 
     name: str
     paths: tuple[Path, ...]
     settings: dict[str, float]
 
 
-def groups(config: OptimConfig, paths: Iterable[Path], matrix: Where) -> list[Group]:
-    """Who is orthogonalised, who decays, and at what rate: to be shown before a run.
+def param_groups(
+    config: OptimConfig,
+    paths: Iterable[Path],
+    is_matrix: PathPredicate,
+) -> list[ParamGroup]:
+    """Returns the direction, learning rate and weight decay of every leaf, to show before a run.
+
+    Args:
+        config: the optimizer's name and hyper-parameters.
+        paths: of all leaves.
+        is_matrix: chooses block matrices by path.
 
     Example:
-        >>> for group in groups(OptimConfig(name="muon"), ["embed", "blocks/ffn/up"], lambda path: "ffn" in path):
+        >>> paths = ["embed", "blocks/ffn/up"]
+        >>> for group in param_groups(OptimConfig(name="muon"), paths, lambda path: "ffn" in path):
         ...     print(*group)
         muon ('blocks/ffn/up',) {'learning_rate': 0.001, 'weight_decay': 0.1}
         adam ('embed',) {'learning_rate': 0.001, 'weight_decay': 0.0}
     """
-    turned = config.name == "muon"
-    names = ("muon", "adam") if turned else (config.name, config.name)
-    rates = (config.learning_rate * config.muon_rate if turned else config.learning_rate, config.learning_rate)
-    parts: tuple[list[Path], list[Path]] = ([], [])
+    matrix_paths: list[Path] = []
+    other_paths: list[Path] = []
     for path in paths:
-        parts[not matrix(path)].append(path)
-    rows = zip(names, parts, rates, (config.weight_decay, 0.0), strict=True)
-    return [
-        Group(name, tuple(part), {"learning_rate": rate, "weight_decay": decay})
-        for name, part, rate, decay in rows
-        if part
+        if is_matrix(path):
+            matrix_paths.append(path)
+        else:
+            other_paths.append(path)
+
+    matrix_settings = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+    other_settings = {"learning_rate": config.learning_rate, "weight_decay": 0.0}
+    other_name: str = config.name
+    if config.name == "muon":
+        matrix_settings["learning_rate"] = config.learning_rate * config.muon_rate
+        other_name = "adam"
+    groups = [
+        ParamGroup(config.name, tuple(matrix_paths), matrix_settings),
+        ParamGroup(other_name, tuple(other_paths), other_settings),
     ]
+    return [group for group in groups if group.paths]

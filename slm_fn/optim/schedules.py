@@ -1,6 +1,7 @@
-"""Learning-rate schedules: pure functions from the number of updates to a rate.
+"""Learning-rate schedules: pure functions from the number of updates to a learning rate.
 
-Invariant: the argument is a tensor and so is the result, so a schedule traces and vmaps. A peak may be a tensor too.
+Invariant: the argument and the result are tensors, so a schedule can be traced and vmapped. The
+peak may be a tensor too.
 """
 
 from __future__ import annotations
@@ -13,46 +14,66 @@ import torch
 from torch import Tensor
 
 Schedule = Callable[[Tensor], Tensor]
+"""From the number of updates so far, a float32 scalar, to the learning rate of the next one."""
 
 
-def _part(count: Tensor, first: int | float, last: int | float) -> Tensor:
-    """How much of the way from one count to another is behind, 0 to 1."""
+def _progress(
+    count: Tensor,
+    first: int | float,
+    last: int | float,
+) -> Tensor:
+    """The fraction of the way from one count to another, clamped to 0 and 1."""
     return ((count - first) / max(1.0, last - first)).clamp(0, 1)
 
 
-def _half_cosine(part: Tensor) -> Tensor:
-    """From 1 down to 0, level at both ends."""
-    return 0.5 * (1 + torch.cos(math.pi * part))
+def _half_cosine(progress: Tensor) -> Tensor:
+    """From 1 down to 0, with slope zero at both ends."""
+    return 0.5 * (1 + torch.cos(math.pi * progress))
 
 
-def _warm(count: Tensor, warmup_steps: int) -> Tensor:
+def _warmup(count: Tensor, warmup_steps: int) -> Tensor:
     """`1 / warmup_steps` at the first update, 1 at the last of the warmup and after it."""
     return ((count + 1) / max(1, warmup_steps)).clamp(max=1)
 
 
 def constant(peak: float | Tensor, warmup_steps: int = 0) -> Schedule:
-    """Linear from `peak / warmup_steps` to `peak`, then the same rate for ever."""
-    return lambda count: peak * _warm(count, warmup_steps)
+    """Linear warmup from `peak / warmup_steps` to `peak`, then constant."""
+
+    def rate(count: Tensor) -> Tensor:
+        return peak * _warmup(count, warmup_steps)
+
+    return rate
 
 
-def warmup_linear(peak: float | Tensor, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Schedule:
-    """Linear up to `peak`, then linear down to `floor * peak` at `total_steps`.
+def warmup_linear(
+    peak: float | Tensor,
+    warmup_steps: int,
+    total_steps: int,
+    min_lr_ratio: float = 0.0,
+) -> Schedule:
+    """Linear warmup to `peak`, then linear decay to `min_lr_ratio * peak` at `total_steps`.
 
     Example:
-        >>> schedule = warmup_linear(1.0, 2, 10, floor=0.2)
+        >>> schedule = warmup_linear(1.0, 2, 10, min_lr_ratio=0.2)
         >>> [round(schedule(torch.tensor(float(n))).item(), 2) for n in (0, 1, 2, 6, 10)]
         [0.5, 1.0, 1.0, 0.6, 0.2]
     """
 
     def rate(count: Tensor) -> Tensor:
-        fall = floor + (1 - floor) * (1 - _part(count, warmup_steps, total_steps))
-        return peak * torch.minimum(_warm(count, warmup_steps), fall)
+        remaining = 1 - _progress(count, warmup_steps, total_steps)
+        decay = min_lr_ratio + (1 - min_lr_ratio) * remaining
+        return peak * torch.minimum(_warmup(count, warmup_steps), decay)
 
     return rate
 
 
-def warmup_cosine(peak: float | Tensor, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Schedule:
-    """Linear from `peak / warmup_steps` to `peak`, then half a cosine down to `floor * peak` at `total_steps`.
+def warmup_cosine(
+    peak: float | Tensor,
+    warmup_steps: int,
+    total_steps: int,
+    min_lr_ratio: float = 0.0,
+) -> Schedule:
+    """Linear warmup to `peak`, then half a cosine down to `min_lr_ratio * peak` at `total_steps`.
 
     Example:
         >>> schedule = warmup_cosine(1.0, 2, 10)
@@ -63,8 +84,9 @@ def warmup_cosine(peak: float | Tensor, warmup_steps: int, total_steps: int, flo
     """
 
     def rate(count: Tensor) -> Tensor:
-        fall = floor + (1 - floor) * _half_cosine(_part(count, warmup_steps, total_steps))
-        return peak * torch.minimum(_warm(count, warmup_steps), fall)
+        remaining = _half_cosine(_progress(count, warmup_steps, total_steps))
+        decay = min_lr_ratio + (1 - min_lr_ratio) * remaining
+        return peak * torch.minimum(_warmup(count, warmup_steps), decay)
 
     return rate
 
@@ -74,13 +96,19 @@ def warmup_stable_decay(
     warmup_steps: int,
     total_steps: int,
     decay_fraction: float = 0.4,
-    floor: float = 0.0,
+    min_lr_ratio: float = 0.0,
     shape: Literal["linear", "sqrt"] = "linear",
 ) -> Schedule:
-    """Linear up, flat, and down to `floor * peak` over the last `decay_fraction` of the run (WSD).
+    """WSD: linear warmup, constant, then a decay over the last `decay_fraction` of the run.
 
     Args:
-        shape: of the decay: a straight line, or one minus the root of the way gone, which falls early.
+        peak: learning rate after the warmup.
+        warmup_steps: number of updates of the warmup.
+        total_steps: number of updates of the run.
+        decay_fraction: share of the run, 0 to 1.
+        min_lr_ratio: the last learning rate as a fraction of `peak`.
+        shape: of the decay: `linear`, or `sqrt`, one minus the root of the progress, which falls
+            faster at first.
 
     Example:
         >>> schedule = warmup_stable_decay(1.0, 2, 10, decay_fraction=0.5)
@@ -91,19 +119,33 @@ def warmup_stable_decay(
     """
 
     def rate(count: Tensor) -> Tensor:
-        left = ((total_steps - count) / max(1.0, decay_fraction * total_steps)).clamp(0, 1)
-        fall = left if shape == "linear" else 1 - (1 - left).sqrt()
-        return peak * torch.minimum(_warm(count, warmup_steps), floor + (1 - floor) * fall)
+        decay_steps = max(1.0, decay_fraction * total_steps)
+        remaining = ((total_steps - count) / decay_steps).clamp(0, 1)
+        if shape == "sqrt":
+            remaining = 1 - (1 - remaining).sqrt()
+        decay = min_lr_ratio + (1 - min_lr_ratio) * remaining
+        return peak * torch.minimum(_warmup(count, warmup_steps), decay)
 
     return rate
 
 
 def one_cycle(
-    peak: float | Tensor, total_steps: int, rise_fraction: float = 0.3, start: float = 0.04, floor: float = 4e-6
+    peak: float | Tensor,
+    total_steps: int,
+    rise_fraction: float = 0.3,
+    initial_lr_ratio: float = 0.04,
+    min_lr_ratio: float = 4e-6,
 ) -> Schedule:
-    """Half a cosine up from `start * peak`, then a longer one down to `floor * peak` at the last update.
+    """One-cycle: half a cosine up to `peak`, then a longer half cosine down to the last update.
 
-    Momentum goes the other way: `one_cycle_dip`.
+    Momentum moves in the opposite direction: see `one_cycle_fraction`.
+
+    Args:
+        peak: the highest learning rate.
+        total_steps: number of updates of the run.
+        rise_fraction: share of the run before the peak.
+        initial_lr_ratio: the first learning rate as a fraction of `peak`.
+        min_lr_ratio: the last learning rate as a fraction of `peak`.
 
     Example:
         >>> schedule = one_cycle(1.0, 11, rise_fraction=0.5)
@@ -112,25 +154,31 @@ def one_cycle(
 
     References: arXiv 1708.07120; the defaults are those of torch's OneCycleLR.
     """
-    dip = one_cycle_dip(total_steps, rise_fraction)
+    fraction = one_cycle_fraction(total_steps, rise_fraction)
+    peak_step = _peak_step(total_steps, rise_fraction)
 
     def rate(count: Tensor) -> Tensor:
-        low = torch.where(count <= _top(total_steps, rise_fraction), start, floor)
-        return peak * (low + (1 - low) * dip(count))
+        low = torch.where(count <= peak_step, initial_lr_ratio, min_lr_ratio)
+        return peak * (low + (1 - low) * fraction(count))
 
     return rate
 
 
-def one_cycle_dip(total_steps: int, rise_fraction: float = 0.3) -> Schedule:
-    """How near the peak a `one_cycle` is, 0 to 1: by so much of the way its momentum is to fall."""
-    top = _top(total_steps, rise_fraction)
+def one_cycle_fraction(total_steps: int, rise_fraction: float = 0.3) -> Schedule:
+    """How far a one-cycle schedule has risen, from 0 at its ends to 1 at the peak.
 
-    def dip(count: Tensor) -> Tensor:
-        up = 1 - _half_cosine((count / max(top, 1e-9)).clamp(0, 1))
-        return torch.where(count <= top, up, _half_cosine(_part(count, top, total_steps - 1)))
+    Momentum falls by the same fraction of its range.
+    """
+    peak_step = _peak_step(total_steps, rise_fraction)
 
-    return dip
+    def fraction(count: Tensor) -> Tensor:
+        rise = 1 - _half_cosine((count / max(peak_step, 1e-9)).clamp(0, 1))
+        fall = _half_cosine(_progress(count, peak_step, total_steps - 1))
+        return torch.where(count <= peak_step, rise, fall)
+
+    return fraction
 
 
-def _top(total_steps: int, rise_fraction: float) -> float:
+def _peak_step(total_steps: int, rise_fraction: float) -> float:
+    """The (fractional) count of updates at which a one-cycle schedule reaches its peak."""
     return rise_fraction * total_steps - 1

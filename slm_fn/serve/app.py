@@ -1,24 +1,20 @@
-"""The application: Litestar with its routes, gates, logs and metrics in their order, and the worker's life.
+"""The application: Litestar with its routes and middleware, and the worker's lifetime.
 
-Invariant: whatever answers, a file, a handler or an error, passes `gate.dress` and `access.watch`; what is not marked
-public wants a key where there are keys.
+Invariant: every response, of a file, a handler or an error, passes the security headers and the
+access log; every route that is not public requires a key if the server has keys.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from litestar import Litestar, get
-from litestar.datastructures import State
+from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -26,58 +22,42 @@ from litestar.plugins.prometheus import PrometheusConfig
 from litestar.static_files import create_static_files_router
 from litestar.stores.memory import MemoryStore
 
-from slm_fn.core import tree
-from slm_fn.core.types import Params
-from slm_fn.infer import engine
-from slm_fn.infer.engine import Engine, EngineConfig
-from slm_fn.pipeline.model import Model
-from slm_fn.serve import access, completions, errors, gate, routes
+from slm_fn.pipeline.model_folder import Model
 from slm_fn.serve.config import ServeConfig, check
-from slm_fn.serve.errors import ApiError
-from slm_fn.serve.grammars import Grammars
-from slm_fn.serve.limits import TokenRate
-from slm_fn.serve.replies import Names
-from slm_fn.serve.worker import Worker
+from slm_fn.serve.middleware import access_log, auth, body_timeout, origins, security_headers
+from slm_fn.serve.protocol import errors
+from slm_fn.serve.protocol.errors import ApiError
+from slm_fn.serve.routes import admin, completions
+from slm_fn.serve.services import Services, make_services, make_state, services_of
 
-STATIC = Path(__file__).parent / "static"
-SWEEP_SECONDS = 60
-LONG_TEXTS = 2  # read at a time by `/tokenize`: the others of the threads are for prompts
+STATIC_FOLDER = Path(__file__).parent / "static"
+RATE_CLEANUP_SECONDS = 60
 
 
 def create_app(model: Model, config: ServeConfig) -> Litestar:
-    """An application that serves one model.
+    """Returns an application that serves one model.
 
     Raises:
         ValueError: a setting is out of its range.
     """
-    check(config)
-    worker = Worker(_engine(model, config), model.tokenizer.token_bytes, config.max_queue)
-    state = State(
-        {
-            "model": model,
-            "name": config.name,
-            "config": config,
-            "worker": worker,
-            "grammars": Grammars(model.tokenizer, model.stop_ids, config.grammar_timeout),
-            "rate": TokenRate(config.tokens_per_minute),
-            "names": Names(model.tokenizer),
-            "long_texts": asyncio.Semaphore(LONG_TEXTS),
-            "fingerprint": fingerprint(model.params),
-            "created": int(time.time()),
-        }
-    )
+    services = make_services(model, check(config))
+
+    def provide_services() -> Services:
+        return services
+
     return Litestar(
-        route_handlers=_handlers(config),
-        state=state,
-        lifespan=[_life],
-        guards=[gate.at_home],
+        route_handlers=_route_handlers(config),
+        state=make_state(services),
+        dependencies={"services": Provide(provide_services, sync_to_thread=False)},
+        lifespan=[_lifespan],
+        guards=[origins.make_guard(config)],
         middleware=_middleware(config),
-        cors_config=gate.cors(config),
-        before_send=[gate.dress, access.watch],
+        cors_config=origins.make_cors_config(config),
+        before_send=[security_headers.make_hook(config), access_log.record_response],
         exception_handlers={
-            ApiError: errors.api_error,
-            HTTPException: errors.http_error,
-            Exception: errors.any_error,
+            ApiError: errors.handle_api_error,
+            HTTPException: errors.handle_http_error,
+            Exception: errors.handle_unexpected_error,
         },
         request_max_body_size=config.max_body,
         openapi_config=_openapi(config),
@@ -85,28 +65,50 @@ def create_app(model: Model, config: ServeConfig) -> Litestar:
     )
 
 
-def _handlers(config: ServeConfig) -> list[Any]:
-    """The page, the protocol, and the figures, which are open to all only where the config says so."""
+def _route_handlers(config: ServeConfig) -> list[Any]:
+    """Returns the API, the metrics (public only if configured so) and the static files."""
     page = create_static_files_router(
-        path="/", directories=[STATIC], html_mode=True, include_in_schema=False, opt={gate.PUBLIC: True}
+        path="/",
+        directories=[STATIC_FOLDER],
+        html_mode=True,
+        include_in_schema=False,
+        opt={auth.PUBLIC: True},
     )
-    page.register(routes.page)
-    open_metrics = {gate.PUBLIC: True} if config.open_metrics else {}
-    figures = get("/metrics", opt=open_metrics, tags=["server"])(routes.metrics)
-    answers = [completions.chat, completions.text, routes.models, routes.one_model]
-    health = [routes.health, routes.alive, routes.ready]
-    return [*answers, *health, routes.tokenize, routes.detokenize, routes.tokenizer_info, figures, page]
+    page.register(admin.head_page)
+    metrics_options = {auth.PUBLIC: True} if config.open_metrics else {}
+    metrics = get("/metrics", opt=metrics_options, tags=["server"])(admin.metrics)
+    return [
+        completions.chat,
+        completions.text,
+        admin.models,
+        admin.one_model,
+        admin.health,
+        admin.head_health,
+        admin.ready,
+        admin.tokenize,
+        admin.detokenize,
+        admin.tokenizer_info,
+        metrics,
+        page,
+    ]
 
 
 def _middleware(config: ServeConfig) -> list[Any]:
-    """From the outside in: the HTTP figures, the clock on bodies, the key, and how often it may ask."""
-    counted = PrometheusConfig(app_name="slm", prefix="slm_http", group_path=True)
-    keyed = [DefineMiddleware(gate.Bearer, keys=config.keys)] if config.keys else []
-    return [counted.middleware, gate.patience(config), *keyed, *gate.rates(config)]
+    """Returns the middleware, outermost first."""
+    http_metrics = PrometheusConfig(app_name="slm", prefix="slm_http", group_path=True)
+    return [
+        http_metrics.middleware,
+        body_timeout.make_middleware(config),
+        *auth.make_auth_middleware(config),
+        *auth.make_rate_limit(config),
+    ]
 
 
 def _openapi(config: ServeConfig) -> OpenAPIConfig:
-    """The document at /schema/openapi.json. JSON alone: every page that Litestar can show it in loads from a CDN."""
+    """Returns the settings of /schema/openapi.json.
+
+    Only JSON: every page with which Litestar can render it loads scripts from a CDN.
+    """
     scheme = SecurityScheme(type="http", scheme="bearer")
     return OpenAPIConfig(
         title="slm_fn",
@@ -120,38 +122,22 @@ def _openapi(config: ServeConfig) -> OpenAPIConfig:
 
 
 @asynccontextmanager
-async def _life(app: Litestar) -> AsyncIterator[None]:
-    app.state.worker.start()
-    sweeping = asyncio.create_task(_sweep(app))
+async def _lifespan(app: Litestar) -> AsyncIterator[None]:
+    services = services_of(app)
+    services.worker.start()
+    cleanup = asyncio.create_task(_clean_up_rates(app))
     try:
         yield
     finally:
-        sweeping.cancel()
-        await asyncio.to_thread(app.state.grammars.close)
-        await asyncio.to_thread(app.state.worker.close)
+        cleanup.cancel()
+        await asyncio.to_thread(services.grammars.close)
+        await asyncio.to_thread(services.worker.close)
 
 
-async def _sweep(app: Litestar) -> None:
-    """Forget the rates of those who went: Litestar's store drops them only when they ask again."""
+async def _clean_up_rates(app: Litestar) -> None:
+    """Removes expired request rates: Litestar's store does so only for clients that come back."""
     while True:
-        await asyncio.sleep(SWEEP_SECONDS)
+        await asyncio.sleep(RATE_CLEANUP_SECONDS)
         store = app.stores.get("rate_limit")
         if isinstance(store, MemoryStore):
             await store.delete_expired()
-
-
-def _engine(model: Model, config: ServeConfig) -> Callable[[], Engine]:
-    def make() -> Engine:
-        settings = EngineConfig(max_batch=config.max_batch, size=model.config.context)
-        return engine.make(model.apply, model.init_cache, model.params, settings)
-
-    return make
-
-
-def fingerprint(params: Params) -> str:
-    """A short hash of weights: replies of equal fingerprints come from the same numbers."""
-    hashed = hashlib.blake2b(digest_size=6)
-    for path, leaf in sorted(tree.paths(params).items()):
-        hashed.update(path.encode())
-        hashed.update(memoryview(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
-    return f"fp_{hashed.hexdigest()}"

@@ -1,6 +1,6 @@
-"""A stream of bytes turned into text that splits no character: push bytes, get what is complete, flush at the end.
+"""Incremental UTF-8 decoding that never splits a character: push bytes, flush at the end.
 
-Invariant: the texts that were pushed out and flushed, joined, are what decoding all the bytes at once gives.
+Invariant: the pushed texts and the flushed one, joined, are what decoding all bytes at once gives.
 """
 
 from __future__ import annotations
@@ -9,28 +9,31 @@ import codecs
 from typing import NamedTuple
 
 
-class Utf8(NamedTuple):
-    """A stream of bytes turned into text: what is held back is the beginning of a character whose end has not come."""
+class Utf8State(NamedTuple):
+    """State of an incremental UTF-8 decoder: the first bytes of a character that is incomplete."""
 
     pending: bytes = b""
 
 
-def push(state: Utf8, data: bytes) -> tuple[Utf8, str]:
-    """Take more bytes; return the whole characters that are complete now.
+def push(state: Utf8State, data: bytes) -> tuple[Utf8State, str]:
+    """Decodes more bytes; returns the next state and the characters that are complete now.
 
-    All the pushed texts and the flushed one, joined, are what decoding all the bytes at once gives.
+    Args:
+        state: the state after the bytes before these; `Utf8State()` at the start.
+        data: the next bytes; bytes that are not UTF-8 become U+FFFD.
 
     Example:
-        >>> state, text = push(Utf8(), "é".encode()[:1])
+        >>> state, text = push(Utf8State(), "é".encode()[:1])
         >>> text, push(state, "é".encode()[1:])[1]
         ('', 'é')
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.setstate((state.pending, 0))
     text = decoder.decode(data)
-    return Utf8(decoder.getstate()[0]), text
+    pending, _ = decoder.getstate()
+    return Utf8State(pending), text
 
 
-def flush(state: Utf8) -> str:
-    """What the end of the stream makes of the bytes held back: U+FFFD, or nothing."""
+def flush(state: Utf8State) -> str:
+    """Returns the text of the bytes still pending at the end of a stream: U+FFFD, or nothing."""
     return state.pending.decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Checkpoints: whole or absent, checked by checksum, restored bit for bit; latest, best, and which ones to keep.
+"""Checkpoints: complete or absent, verified by checksum, restored bit for bit.
 
-Invariant: `state.json` is written last and names every other file with its SHA-256; a folder without it, or
-with one wrong byte, is never taken for a checkpoint.
+Invariant: `state.json` is written last and names every other file with its SHA-256; a folder
+without it, or with one wrong byte, is never taken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from slm_fn.core import files, tree
 from slm_fn.core.types import Params, TrainState
-from slm_fn.optim.transforms import EmaState, find
+from slm_fn.optim.transforms import EmaState, find_state
 
-WEIGHTS, AVERAGED, TRAIN_STATE, STATE = (
-    "model.safetensors",
-    "model_ema.safetensors",
-    "train_state.safetensors",
-    "state.json",
-)
+WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "model_ema.safetensors"
+TRAIN_STATE = "train_state.safetensors"
+STATE = "state.json"
 
 
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint knows beside its tensors: its place in the run and the data, and what it was made with.
+class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`state.json`: how far the run and its data had got, and what the checkpoint was made with.
 
-    `gathered` is the diary's open line: sums over the steps since the last, so that the next says what it would have.
+    `metric_sums` (`gathered` in the file) are sums over the steps since the last line of
+    metrics.jsonl, so that the next line is the one of a run that never stopped. `best_val_loss`
+    (`best` in the file) is the lowest so far.
     """
 
     step: int
@@ -48,190 +48,263 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_hash: str
     num_processes: int = 1
     metrics: dict[str, float] = {}
-    best: float | None = None
-    gathered: tuple[tuple[str, float, float], ...] = ()
+    best_val_loss: float | None = msgspec.field(name="best", default=None)
+    metric_sums: tuple[tuple[str, float, float], ...] = msgspec.field(name="gathered", default=())
     checksums: dict[str, str] = {}
 
 
 def save_tree(path: Path | str, params: Any) -> None:
-    """One safetensors file from any tree; names are paths. Sharded leaves are gathered, one at a time."""
-    flat = {name: tree.whole(leaf.detach()).contiguous().cpu() for name, leaf in tree.paths(params).items()}
-    # A Transform may begin with one zero in several places; safetensors refuses tensors that share memory.
-    seen: set[int] = set()
+    """Writes any tree of tensors to one safetensors file; names are paths.
+
+    Sharded leaves are gathered, one at a time.
+
+    Args:
+        path: the file to write.
+        params: the tree.
+    """
+    flat = {
+        name: tree.full_tensor(leaf.detach()).contiguous().cpu()
+        for name, leaf in tree.named_leaves(params).items()
+    }
+    # A Transform may begin with one zero tensor at several paths; safetensors refuses tensors that
+    # share memory.
+    pointers: set[int] = set()
     for name, leaf in flat.items():
         pointer = leaf.untyped_storage().data_ptr()
-        flat[name] = leaf.clone() if pointer in seen else leaf
-        seen.add(pointer)
+        flat[name] = leaf.clone() if pointer in pointers else leaf
+        pointers.add(pointer)
     save_file(flat, str(path), metadata={"format": "pt"})
-    # safetensors leaves a file for its owner alone; who may enter the folder may read it, as the files beside it.
+    # safetensors makes the file readable for its owner only; it gets the permissions of the folder
+    # instead.
     Path(path).chmod(Path(path).parent.stat().st_mode & 0o666)
 
 
 def load_tree(path: Path | str, like: Any) -> Any:
-    """The tree shaped as `like`, its leaves read from a safetensors file, on the devices and in the dtypes of `like`.
+    """Reads a safetensors file as a tree shaped as `like`, with its devices, dtypes and shards.
+
+    Args:
+        path: the file to read.
+        like: a tree with the paths, shapes and dtypes to expect.
 
     Raises:
-        ValueError: not a safetensors file, or it holds other paths, shapes or dtypes; names the first of each.
+        ValueError: not a safetensors file, or it holds other paths, shapes or dtypes; names the
+            first of each.
     """
     try:
         flat = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path}: cannot be read as safetensors ({error}); restore the file or take another checkpoint"
+            f"{path}: cannot be read as safetensors ({error}); "
+            "restore the file or take another checkpoint"
         ) from None
-    _compare(str(path), flat, tree.paths(like))
-    # Cloned: safetensors hands out tensors at 4-byte alignment, where a float32 product rounds differently.
-    # A path that repeats a tensor is fine here: every leaf becomes its own.
-    return tree.from_paths(like, {name: _settle(flat[name], leaf) for name, leaf in tree.paths(like).items()})
+    wanted = tree.named_leaves(like)
+    _check_same_tensors(str(path), flat, wanted)
+    leaves = {name: _move_like(flat[name], leaf) for name, leaf in wanted.items()}
+    return tree.from_named_leaves(like, leaves)
 
 
-def _settle(found: Tensor, like: Any) -> Tensor:
-    """A tensor from a file where another is: on its device, and of it the same shard."""
+def _move_like(loaded: Tensor, like: Any) -> Tensor:
+    """A tensor from a file on the device of `like`, and the same shard of it.
+
+    Cloned: safetensors returns tensors at 4-byte alignment, where a float32 product rounds
+        differently.
+    """
     if not hasattr(like, "placements"):
-        return found.to(like.device).clone()
-    from slm_fn.lift import shard  # imports for long, and most programs never meet a shard
+        return loaded.to(like.device).clone()
+    from slm_fn.lift import shard  # slow to import, and most programs never need it
 
-    return shard.own(found, like.placements, like.device_mesh)
+    return shard.shard_tensor(loaded, like.placements, like.device_mesh)
 
 
-def _compare(where: str, have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
-    missing = [name for name in want if name not in have]
-    extra = [name for name in have if name not in want]
-    if missing or extra:
-        name = (missing or extra)[0]
-        near = difflib.get_close_matches(name, have if missing else want, 1)
-        hint = f"; nearest is {near[0]!r}" if near else ""
+def _check_same_tensors(
+    file: str, loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    missing = [name for name in wanted if name not in loaded]
+    unexpected = [name for name in loaded if name not in wanted]
+    if missing or unexpected:
+        first = (missing or unexpected)[0]
+        nearest = difflib.get_close_matches(first, loaded if missing else wanted, 1)
+        hint = f"; nearest is {nearest[0]!r}" if nearest else ""
         raise ValueError(
-            f"{where}: {len(missing)} tensors missing, {len(extra)} unexpected, first {name!r}{hint}: "
-            "it belongs to another model or optimizer"
+            f"{file}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+            f"first {first!r}{hint}: it belongs to another model or optimizer"
         )
-    for name, leaf in want.items():
-        if have[name].shape != leaf.shape or have[name].dtype != leaf.dtype:
+    for name, leaf in wanted.items():
+        tensor = loaded[name]
+        if tensor.shape != leaf.shape or tensor.dtype != leaf.dtype:
             raise ValueError(
-                f"{where}: {name!r} is {have[name].dtype} {tuple(have[name].shape)}, "
-                f"the config asks for {leaf.dtype} {tuple(leaf.shape)}"
+                f"{file}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"the config needs {leaf.dtype} {tuple(leaf.shape)}"
             )
 
 
-def folder_of(run: Path | str, step: int) -> Path:
-    """Where a run keeps the checkpoint of a step."""
+def step_folder(run: Path | str, step: int) -> Path:
+    """Returns the folder in which a run keeps the checkpoint of a step."""
     return Path(run) / "checkpoints" / f"step-{step:08d}"
 
 
-def save(run: Path | str, state: TrainState, info: State, model_files: Mapping[str, bytes], keep: int) -> Path:
-    """Write a checkpoint (a model folder plus the train state), point `latest` and `best` at it, drop the oldest.
+def save(
+    run: Path | str,
+    state: TrainState,
+    info: CheckpointInfo,
+    model_files: Mapping[str, bytes],
+    keep: int,
+) -> Path:
+    """Writes a checkpoint: a model folder and the train state.
 
-    `model_files` make the folder self-contained: config.json, tokenizer.json, generation.json. The newest `keep`
-    are kept, and the best one whatever its age.
+    Points `latest` and `best` at it, and drops the oldest.
+
+    Args:
+        run: the run folder.
+        state: what to save.
+        info: what to note beside it; checksums are added.
+        model_files: config.json, tokenizer.json, generation.json: they make the folder a complete
+            model folder.
+        keep: how many of the newest to keep; the best one is kept whatever its age.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        OSError: the disk is full (asked before anything is written) or the folder cannot be written.
+        OSError: the disk is full (checked before anything is written) or the folder cannot be
+            written.
     """
-    place = folder_of(run, info.step)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    need = 2 * sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(state))
-    free = shutil.disk_usage(place.parent).free
-    if free < need:
-        raise OSError(
-            f"{place}: {need >> 20} MiB needed for a checkpoint, {free >> 20} MiB free; make room or lower train.keep"
-        )
-    with files.folder(place) as out:
-        for name, part in _parts(state).items():
+    folder = step_folder(run, info.step)
+    root = folder.parent
+    root.mkdir(parents=True, exist_ok=True)
+    _check_disk_space(folder, state)
+    with files.replace_folder(folder) as out:
+        for name, part in _trees_by_file(state).items():
             save_tree(out / name, part)
         for name, data in model_files.items():
             (out / name).write_bytes(data)
         checksums = {file.name: files.checksum(file) for file in sorted(out.iterdir())}
-        (out / STATE).write_bytes(
-            msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(info, checksums=checksums)))
-        )
-    files.write(place.parent / "latest", place.name)
-    if info.best is not None and info.metrics.get("val_loss") == info.best:
-        files.write(place.parent / "best", place.name)
-    _drop_old(place.parent, keep)
-    return place
+        info = msgspec.structs.replace(info, checksums=checksums)
+        (out / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(info)))
+    files.write(root / "latest", folder.name)
+    if info.best_val_loss is not None and info.metrics.get("val_loss") == info.best_val_loss:
+        files.write(root / "best", folder.name)
+    _drop_old(root, keep)
+    return folder
 
 
-def attend(state: TrainState) -> None:
-    """What the other processes do while the first one saves: give it their parts of sharded leaves, in the same order.
+def gather_shards(state: TrainState) -> None:
+    """What the other processes do while the first one saves: they send it their shards.
 
-    The files hold whole tensors, so that a checkpoint loads on any number of processes.
+    The files hold full tensors, so that a checkpoint loads on any number of processes.
+
+    Args:
+        state: this process's state.
     """
-    for part in _parts(state).values():
+    for part in _trees_by_file(state).values():
         for leaf in tree.leaves(part):
-            tree.whole(leaf.detach())
+            tree.full_tensor(leaf.detach())
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
-    ema = find(state.opt_state, EmaState)
-    parts = {WEIGHTS: state.params, TRAIN_STATE: {"opt_state": state.opt_state, "step": state.step}}
-    return parts if ema is None else {**parts, AVERAGED: ema.average}
+def _check_disk_space(folder: Path, state: TrainState) -> None:
+    needed = 2 * sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(state))
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: {needed >> 20} MiB needed for a checkpoint, {free >> 20} MiB free; "
+            "make room or lower train.keep"
+        )
+
+
+def _trees_by_file(state: TrainState) -> dict[str, Any]:
+    """Which tensors go to which file of a checkpoint."""
+    trees = {
+        WEIGHTS: state.params,
+        TRAIN_STATE: {"opt_state": state.opt_state, "step": state.step},
+    }
+    ema = find_state(state.opt_state, EmaState)
+    if ema is not None:
+        trees[EMA_WEIGHTS] = ema.average
+    return trees
 
 
 def _drop_old(root: Path, keep: int) -> None:
     best = root / "best"
     kept = {best.read_text().strip()} if best.is_file() else set()
-    for old in steps(root)[keep:]:
+    for old in list_folders(root)[keep:]:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def steps(root: Path) -> list[Path]:
-    """The checkpoint folders under `checkpoints/`, newest first, whole or not."""
-    return sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True)
+def list_folders(root: Path) -> list[Path]:
+    """Returns the checkpoint folders in a run's `checkpoints/`, newest first, complete or not."""
+    return sorted((path for path in root.glob("step-*") if path.is_dir()), reverse=True)
 
 
-def check(place: Path | str) -> State:
-    """Read a checkpoint's `state.json` and verify every file it names.
+def verify(folder: Path | str) -> CheckpointInfo:
+    """Reads a checkpoint's `state.json` and verifies the checksum of every file it names.
 
     Raises:
-        ValueError: the marker is missing or unreadable, or a file is missing, truncated or changed.
+        ValueError: `state.json` is missing or unreadable, or a file is missing, truncated or
+            changed.
     """
-    place = Path(place)
+    folder = Path(folder)
     try:
-        state = msgspec.json.decode((place / STATE).read_bytes(), type=State)
+        info = msgspec.json.decode((folder / STATE).read_bytes(), type=CheckpointInfo)
     except FileNotFoundError:
-        raise ValueError(f"{place}: no {STATE}, so this is not a whole checkpoint; take another one") from None
+        raise ValueError(
+            f"{folder}: no {STATE}, so this is not a complete checkpoint; take another one"
+        ) from None
     except msgspec.MsgspecError as error:
-        raise ValueError(f"{place / STATE}: {error}; take another checkpoint") from None
-    for name, digest in state.checksums.items():
-        file = place / name
-        if not file.is_file() or files.checksum(file) != digest:
-            raise ValueError(f"{file}: missing, truncated or changed since it was saved; take another checkpoint")
-    return state
+        raise ValueError(f"{folder / STATE}: {error}; take another checkpoint") from None
+    for name, checksum in info.checksums.items():
+        file = folder / name
+        if not file.is_file() or files.checksum(file) != checksum:
+            raise ValueError(
+                f"{file}: missing, truncated or changed since it was saved; take another checkpoint"
+            )
+    return info
 
 
-def newest(run: Path | str) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and a line for each broken one that was passed over."""
-    passed: list[str] = []
-    for place in steps(Path(run) / "checkpoints"):
+def find_newest(run: Path | str) -> tuple[Path | None, list[str]]:
+    """Returns a run's newest complete checkpoint, and a line for each broken one that is newer."""
+    problems: list[str] = []
+    for folder in list_folders(Path(run) / "checkpoints"):
         try:
-            check(place)
+            verify(folder)
         except ValueError as error:
-            passed.append(str(error))
+            problems.append(str(error))
         else:
-            return place, passed
-    return None, passed
+            return folder, problems
+    return None, problems
 
 
-def load(place: Path | str, like: TrainState) -> tuple[TrainState, State]:
-    """Restore a train state bit for bit, shaped as `like`.
+def load(folder: Path | str, like: TrainState) -> tuple[TrainState, CheckpointInfo]:
+    """Restores a train state bit for bit.
+
+    Args:
+        folder: the checkpoint.
+        like: a state of the same shapes, on the devices to load to.
 
     Raises:
         ValueError: the checkpoint is broken or belongs to another model or optimizer.
     """
-    place = Path(place)
-    info = check(place)
-    rest = load_tree(place / TRAIN_STATE, {"opt_state": like.opt_state, "step": like.step})
-    params = load_tree(place / WEIGHTS, like.params)
+    folder = Path(folder)
+    info = verify(folder)
+    rest = load_tree(folder / TRAIN_STATE, {"opt_state": like.opt_state, "step": like.step})
+    params = load_tree(folder / WEIGHTS, like.params)
     return TrainState(params, rest["opt_state"], rest["step"]), info
 
 
-def load_weights(place: Path | str, like: Params, raw: bool = False) -> Params:
-    """A model folder's weights: the averaged ones where they are, unless `raw`."""
-    averaged = Path(place) / AVERAGED
-    return load_tree(averaged if averaged.is_file() and not raw else Path(place) / WEIGHTS, like)
+def load_weights(folder: Path | str, like: Params, raw: bool = False) -> Params:
+    """Reads a model folder's weights.
+
+    Args:
+        folder: a model or checkpoint folder.
+        like: parameters of the same shapes.
+        raw: the weights as trained; by default their running average where the folder has one.
+    """
+    ema_file = Path(folder) / EMA_WEIGHTS
+    use_ema = ema_file.is_file() and not raw
+    weights: Params = load_tree(ema_file if use_ema else Path(folder) / WEIGHTS, like)
+    return weights
 
 
 def torch_version() -> str:
-    """The build that made a checkpoint; another one may round differently."""
+    """Returns PyTorch's version and build; another one may round differently."""
     return str(torch.__version__)

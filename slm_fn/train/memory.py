@@ -1,99 +1,139 @@
-"""Out of memory: the rows of a batch in twice as many parts, and the same step once more.
+"""Out of memory: the step is tried again with twice as many micro-batches.
 
-Invariant: the gradient stays that of the whole batch; only how many of its rows are held at once changes.
+Invariant: the gradient stays that of the full batch; only how many rows are in memory at once
+changes.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from slm_fn.core import device as devices
 from slm_fn.core import tree
-from slm_fn.train.loop import TrainConfig
+from slm_fn.train.config import TrainConfig
 
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 
 class OutOfMemory(Exception):
-    """Not even one row fits; its message says which settings need less."""
+    """Raised when not even one row fits; the message names settings that need less memory."""
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+class MicroBatches:
+    """Into how many micro-batches a step splits its batch.
+
+    As many as the config says, and more once memory has run out. It belongs to one training loop,
+    which hands it to the step and prints its messages.
+
+    Example:
+        >>> micro_batches = MicroBatches(2)
+        >>> micro_batches.double(num_rows=8)
+        >>> micro_batches.count, micro_batches.take_messages()
+        (4, ['out of memory with 4 rows at a time: 2 from here on'])
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self._messages: list[str] = []
+
+    def double(self, num_rows: int) -> None:
+        """Splits into twice as many from now on, but not into more than there are rows."""
+        rows_before = -(-num_rows // self.count)
+        self.count = min(2 * self.count, num_rows)
+        rows_now = -(-num_rows // self.count)
+        self._messages.append(
+            f"out of memory with {rows_before} rows at a time: {rows_now} from here on"
+        )
+
+    def take_messages(self) -> list[str]:
+        """Returns a line for each change since the last call."""
+        messages = self._messages
+        self._messages = []
+        return messages
 
 
-def halving(
-    make: Callable[[int], F], parts: int = 1, advice: str = "", note: Callable[[str], None] = _say
-) -> Callable[..., Any]:
-    """Lift `(int -> f) -> f`: a function of (what it reads, a batch) that survives running out of memory.
+def retry_on_out_of_memory(
+    make: Callable[[int], Callable[..., R]], micro_batches: MicroBatches, advice: str = ""
+) -> Callable[..., R]:
+    """Lifts `(int -> f) -> f`: f(params or state, batch) survives running out of memory.
 
-    `make(n)` takes the rows in n parts. When the device has no memory left the call is made again with twice as many,
-    and so it stays. Arguments are untouched by a call that fails, because f is a function.
+    `make(n)` takes the rows in n micro-batches. When the device has no memory left the call is made
+    again with twice as many, and the number stays there. A failed call leaves its arguments
+    untouched, because f is a function.
 
-    It lifts a `ValueAndGrad` as well as a `Step`; among several processes only the former, beneath the collectives:
-    each process then finds its own number.
+    It lifts a `ValueAndGrad` as well as a `Step`; among several processes only the former, inside
+    the collectives: each process then finds its own number.
 
     Args:
+        make: returns the function that takes the rows in so many micro-batches.
+        micro_batches: the number to start with; changed when memory runs out.
         advice: settings that need less memory, for the error.
-        note: told a line when the number changes.
 
     Raises:
         OutOfMemory: one row at a time does not fit either.
 
     Example:
         >>> import torch
-        >>> def make(parts):
+        >>> def make(num_micro_batches):
         ...     def sums(params, batch):
-        ...         if len(batch) // parts > 2:
+        ...         if len(batch) // num_micro_batches > 2:
         ...             raise MemoryError
-        ...         return parts
+        ...         return num_micro_batches
         ...     return sums
-        >>> halving(make, note=print)(None, torch.zeros(8))
-        out of memory with 8 rows at a time: 4 from here on
-        out of memory with 4 rows at a time: 2 from here on
+        >>> micro_batches = MicroBatches()
+        >>> retry_on_out_of_memory(make, micro_batches)(None, torch.zeros(8))
         4
+        >>> micro_batches.take_messages()[-1]
+        'out of memory with 4 rows at a time: 2 from here on'
     """
-    take = make(parts)
 
-    def run(held: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal parts, take
-        rows = tree.leaves(batch)[0].shape[0]
+    def with_retries(held: Any, batch: Any, *args: Any) -> R:
+        first_leaf = tree.leaves(batch)[0]
+        num_rows = first_leaf.shape[0]
         while True:
             try:
-                return take(held, batch, *args, **kwargs)
+                return make(micro_batches.count)(held, batch, *args)
             except (RuntimeError, MemoryError) as error:
                 if not devices.is_out_of_memory(error):
                     raise
-                if parts >= rows:
-                    raise OutOfMemory(_advise(batch, advice)) from error
-            # Beyond the except clause: the error held every frame of the call, and with them its tensors.
-            before, parts = parts, min(2 * parts, rows)
-            note(f"out of memory with {-(-rows // before)} rows at a time: {-(-rows // parts)} from here on")
-            take = make(parts)
+                if micro_batches.count >= num_rows:
+                    raise OutOfMemory(_message(batch, advice)) from error
+            # After the except clause: the error held every frame of the call, and with them its
+            # tensors.
+            micro_batches.double(num_rows)
             gc.collect()
-            devices.release_memory(tree.leaves(batch)[0].device)
+            devices.release_memory(first_leaf.device)
 
-    return run
+    return with_retries
 
 
-def _advise(batch: Any, advice: str) -> str:
-    shape = " x ".join(str(n) for n in tree.leaves(batch)[0].shape[1:])
-    return f"out of memory with one row ({shape}) at a time; {advice or 'take a smaller model or a shorter context'}"
+def _message(batch: Any, advice: str) -> str:
+    row_shape = " x ".join(str(n) for n in tree.leaves(batch)[0].shape[1:])
+    advice = advice or "take a smaller model or a shorter context"
+    return f"out of memory with one row ({row_shape}) at a time; {advice}"
 
 
 def advise(settings: TrainConfig, context: int, section: str = "pretrain") -> str:
-    """Which settings would need less memory than these.
+    """Returns a line that names the settings which would need less memory than these.
+
+    Args:
+        settings: how the run trains now.
+        context: the model's context in tokens.
+        section: the section of the config that holds `settings`.
 
     Example:
         >>> advise(TrainConfig(precision="bfloat16", remat=True), context=512)
         'lower model.context (512) or model.num_layers; `slm plan CONFIG` says what would fit'
     """
-    switches = [
-        *([] if settings.remat else [f"{section}.train.remat=true"]),
-        *([f"{section}.train.precision=bfloat16"] if settings.precision in ("float32", "tf32") else []),
-    ]
-    first = f"--set {' --set '.join(switches)}, or " if switches else ""
-    return f"{first}lower model.context ({context}) or model.num_layers; `slm plan CONFIG` says what would fit"
+    switches = []
+    if not settings.remat:
+        switches.append(f"--set {section}.train.remat=true")
+    if settings.precision in ("float32", "tf32"):
+        switches.append(f"--set {section}.train.precision=bfloat16")
+    prefix = f"{' '.join(switches)}, or " if switches else ""
+    return (
+        f"{prefix}lower model.context ({context}) or model.num_layers; "
+        "`slm plan CONFIG` says what would fit"
+    )

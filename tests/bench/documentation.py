@@ -1,9 +1,10 @@
-"""A corpus of English for benchmarks: the documentation of whatever is installed here.
+"""A corpus of English for benchmarks: the documentation of the software installed on this machine.
 
-Usage: `python tests/bench/documentation.py OUT.jsonl MEGABYTES` (some two minutes). Docstrings of every Python module,
-and Markdown, reStructuredText, text and METADATA files, one document each, in the order of a hash of their text,
-without repetitions; then whole documents until the size is reached. One line of JSONL per document. The same machine
-gives the same file.
+Usage: `python tests/bench/documentation.py OUT.jsonl MEGABYTES` (some two minutes).
+
+The documents are the docstrings of each Python module, and each Markdown, reStructuredText, text
+and METADATA file, without duplicates, in the order of a hash of their text. As many are written as
+reach the size, each as one line of JSONL. The same machine gives the same file.
 """
 
 import ast
@@ -15,45 +16,79 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOTS = [*(Path(sysconfig.get_paths()[name]) for name in ("purelib", "stdlib")), Path("/usr/share/doc")]
-TEXTS = {".md", ".rst", ".txt"}
+INSTALL_PATHS = sysconfig.get_paths()
+ROOTS = [
+    Path(INSTALL_PATHS["purelib"]),
+    Path(INSTALL_PATHS["stdlib"]),
+    Path("/usr/share/doc"),
+]
+TEXT_SUFFIXES = {".md", ".rst", ".txt"}
+MIN_CHARS = 200
+"""A document is longer than this."""
+DOCUMENTED_NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def docstrings(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))  # as text: a coding line may name a codec that runs code
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return "\n\n".join(filter(None, (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))))
+def read_docstrings(file: Path) -> str:
+    """Returns all docstrings of a Python module, with an empty line between two."""
+    # Decoded here, because a coding line may name a codec that executes code.
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    docstrings = []
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED_NODES):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                docstrings.append(docstring)
+    return "\n\n".join(docstrings)
 
 
-def texts() -> Iterator[str]:
+def read_document(file: Path) -> str:
+    """Returns the documentation in a file; empty if the file holds none."""
+    if file.suffix == ".py":
+        return read_docstrings(file)
+    if file.suffix in TEXT_SUFFIXES or file.name == "METADATA":
+        return file.read_bytes().decode()
+    return ""
+
+
+def read_documents() -> Iterator[str]:
+    """Yields the documentation of every file that can be read."""
     for root in ROOTS:
         for file in root.rglob("*"):
             if file.is_symlink() or not file.is_file():
                 continue
             try:
-                if file.suffix == ".py":
-                    yield docstrings(file)
-                elif file.suffix in TEXTS or file.name == "METADATA":
-                    yield file.read_bytes().decode()
+                yield read_document(file)
             except (OSError, SyntaxError, ValueError):
-                continue  # a benchmark wants text, not every file
+                continue  # a benchmark does not need every file
 
 
-def gather(size: int) -> list[str]:
-    """Documents of `size` bytes together, or all there are."""
+def collect_documents(num_bytes: int) -> list[str]:
+    """Returns documents with so many bytes in total, or all that there are."""
+    text_by_hash: dict[bytes, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = {hashlib.sha256(text.encode()).digest(): text for text in texts() if len(text) > 200}
-    taken, total = [], 0
-    for _, text in sorted(found.items()):
-        if total >= size:
+        for text in read_documents():
+            if len(text) > MIN_CHARS:
+                text_by_hash[hashlib.sha256(text.encode()).digest()] = text
+    documents: list[str] = []
+    total_bytes = 0
+    for digest in sorted(text_by_hash):
+        if total_bytes >= num_bytes:
             break
-        taken.append(text)
-        total += len(text.encode())
-    return taken
+        text = text_by_hash[digest]
+        documents.append(text)
+        total_bytes += len(text.encode())
+    return documents
+
+
+def main(out: Path, megabytes: float) -> None:
+    """Writes the corpus and reports its size on standard error."""
+    documents = collect_documents(int(megabytes * 1e6))
+    lines = [json.dumps({"text": text}) + "\n" for text in documents]
+    out.write_text("".join(lines), encoding="utf-8")
+    num_bytes = sum(len(text.encode()) for text in documents)
+    print(f"{len(documents)} documents, {num_bytes} bytes", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    documents = gather(int(float(sys.argv[2]) * 1e6))
-    Path(sys.argv[1]).write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-    print(len(documents), "documents,", sum(len(text.encode()) for text in documents), "bytes", file=sys.stderr)
+    main(Path(sys.argv[1]), float(sys.argv[2]))

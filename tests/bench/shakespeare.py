@@ -1,10 +1,12 @@
-"""Seconds to a quality: `configs/shakespeare-char.yaml` beside nanoGPT's documented CPU recipe, in one run.
+"""Seconds to a quality: `configs/shakespeare-char.yaml` and nanoGPT's documented CPU recipe.
 
-Usage: `python tests/bench/shakespeare.py TEXT NANOGPT [ROUNDS]`, with tiny Shakespeare and a clone of
-github.com/karpathy/nanoGPT. Both train on the first 90 % of the characters and are judged on all of the last 10 %, in
-whole windows of 64. Ours runs as the README says, by `slm`, once per round with another seed; the peer trains its 2,000
-steps by its own train.py once, and each round's time for them is taken from 200 steps beside ours. Time is that of the
-training steps; what is judged or saved is left out of both. Prints one JSON object.
+Usage: `python tests/bench/shakespeare.py TEXT NANOGPT [ROUNDS]`, with tiny Shakespeare and a clone
+of github.com/karpathy/nanoGPT. Prints one JSON object.
+
+Both train on the first 90 % of the characters and are evaluated on all of the last 10 %, in full
+windows of 64. Ours runs as the README shows, by `slm`, once per round with another seed. The peer
+trains its 2,000 steps by its own train.py once; its time in a round is that of 200 steps, scaled to
+2,000. Time is that of the training steps alone: evaluating and saving are left out of both.
 """
 
 import json
@@ -15,11 +17,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-STEPS, PROBE, CONTEXT = 2000, 200, 64
+NUM_STEPS = 2000
+NUM_PROBE_STEPS = 200
+CONTEXT = 64
+EVAL_BATCH_SIZE = 256
+TRAIN_SHARE = (9, 10)
 RECIPE = {
     "device": "cpu",
     "compile": False,
@@ -31,123 +38,133 @@ RECIPE = {
     "n_layer": 4,
     "n_head": 4,
     "n_embd": 128,
-    "max_iters": STEPS,
-    "lr_decay_iters": STEPS,
+    "lr_decay_iters": NUM_STEPS,
     "dropout": 0.0,
 }
 
 
-def slm(*arguments: object) -> None:
+class Run(NamedTuple):
+    """Our training: its seconds, the validation loss at its end, and the tokens it read."""
+
+    seconds: float
+    val_loss: float
+    num_tokens: int
+
+
+def call_slm(*arguments: object) -> None:
+    """Runs a command of `slm`; what it prints goes to standard error."""
     code = "from slm_fn.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=sys.stderr)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def prepare(text: Path, folder: Path) -> None:
-    """Two files, cut at 90 % of the characters, a tokenizer of characters, and a pack that holds the second one out."""
-    whole = text.read_text(encoding="utf-8")
-    (folder / "text").mkdir()
-    for name, part in {"train.txt": whole[: len(whole) * 9 // 10], "val.txt": whole[len(whole) * 9 // 10 :]}.items():
-        (folder / "text" / name).write_text(part, encoding="utf-8")
-    learn = ["--kind", "char", "--out", folder / "tokenizer.json"]
-    slm("tokenizer", "train", folder / "text", *learn)
+def split_index(text: str) -> int:
+    """Returns the number of characters to train on."""
+    numerator, denominator = TRAIN_SHARE
+    return len(text) * numerator // denominator
+
+
+def prepare(text_file: Path, folder: Path) -> None:
+    """Writes both parts of the text, a character tokenizer and a pack that holds out the second."""
+    text = text_file.read_text(encoding="utf-8")
+    cut = split_index(text)
+    text_folder = folder / "text"
+    tokenizer_file = folder / "tokenizer.json"
+    text_folder.mkdir()
+    (text_folder / "train.txt").write_text(text[:cut], encoding="utf-8")
+    (text_folder / "val.txt").write_text(text[cut:], encoding="utf-8")
+    call_slm("tokenizer", "train", text_folder, "--kind", "char", "--out", tokenizer_file)
+    pack = ["data", "pack", "--tokenizer", tokenizer_file, "--in", text_folder]
     held_out = ["--val-fraction", 0, "--val-name", "val.txt", "--seq-len", CONTEXT]
-    slm(
-        "data",
-        "pack",
-        "--tokenizer",
-        folder / "tokenizer.json",
-        "--in",
-        folder / "text",
-        "--out",
-        folder / "packed",
-        *held_out,
-    )
+    call_slm(*pack, "--out", folder / "packed", *held_out)
 
 
-def ours(folder: Path, seed: int) -> dict[str, float]:
-    """One run of the config: its training time, and the loss it ends with."""
-    run = folder / f"run{seed}"
-    slm(
-        "pretrain",
-        "shakespeare-char",
-        "--data",
-        folder / "packed",
-        "--out",
-        run,
-        "--set",
-        f"pretrain.train.seed={seed}",
-    )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = sum(
-        (now["tokens"] - before) / now["tok_per_s"]
-        for before, now in zip([0, *(x["tokens"] for x in lines)], lines, strict=False)
-    )
-    return {"seconds": seconds, "val_loss": lines[-1]["val_loss"], "tokens": lines[-1]["tokens"]}
+def train(folder: Path, seed: int) -> Run:
+    """Trains by the config of this project."""
+    out = folder / f"run{seed}"
+    command = ["pretrain", "shakespeare-char", "--data", folder / "packed", "--out", out]
+    call_slm(*command, "--set", f"pretrain.train.seed={seed}")
+    text = (out / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    seconds = 0.0
+    num_tokens = 0
+    for row in rows:
+        seconds += (row["tokens"] - num_tokens) / row["tok_per_s"]
+        num_tokens = row["tokens"]
+    return Run(seconds, rows[-1]["val_loss"], num_tokens)
 
 
-def give(text: Path, nanogpt: Path) -> None:
-    """What the peer's prepare.py writes, which would download the text first."""
-    whole = text.read_text(encoding="utf-8")
-    ids = {char: i for i, char in enumerate(sorted(set(whole)))}
-    data, cut = np.array([ids[char] for char in whole], dtype=np.uint16), len(whole) * 9 // 10
-    place = nanogpt / "data" / "shakespeare_char"
-    data[:cut].tofile(place / "train.bin")
-    data[cut:].tofile(place / "val.bin")
-    (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(ids)}))
+def prepare_peer(text_file: Path, nanogpt: Path) -> None:
+    """Writes what the peer's prepare.py writes, which would download the text first."""
+    text = text_file.read_text(encoding="utf-8")
+    id_by_char = {char: i for i, char in enumerate(sorted(set(text)))}
+    ids = np.array([id_by_char[char] for char in text], dtype=np.uint16)
+    cut = split_index(text)
+    folder = nanogpt / "data" / "shakespeare_char"
+    ids[:cut].tofile(folder / "train.bin")
+    ids[cut:].tofile(folder / "val.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(id_by_char)}))
 
 
-def peers(nanogpt: Path, out: Path, steps: int) -> float:
-    """Seconds that the peer's training takes for `STEPS` steps, by the median of those it takes."""
-    flags = [f"--{name}={value}" for name, value in {**RECIPE, "eval_interval": steps, "out_dir": out}.items()]
-    flags = [flag if "max_iters" not in flag else f"--max_iters={steps}" for flag in flags]
+def train_peer(nanogpt: Path, out: Path, num_steps: int) -> float:
+    """Trains the peer for some steps; returns their seconds, scaled to `NUM_STEPS`."""
+    settings = {**RECIPE, "max_iters": num_steps, "eval_interval": num_steps, "out_dir": out}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *flags]
-    told = subprocess.run(command, check=True, cwd=nanogpt, capture_output=True, text=True).stdout
-    times = [float(ms) for ms in re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", told)]
-    inner = times[1:-1]  # the first and the last evaluate too
-    return sum(inner) / len(inner) / 1000 * STEPS
+    done = subprocess.run(command, check=True, cwd=nanogpt, capture_output=True, text=True)
+    matches = re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", done.stdout)
+    step_ms = [float(match) for match in matches]
+    timed_ms = step_ms[1:-1]  # the first and the last step evaluate too
+    return sum(timed_ms) / len(timed_ms) / 1000 * NUM_STEPS
 
 
-def judge(text: Path, nanogpt: Path, out: Path) -> float:
-    """The peer's loss on all of the last 10 %."""
+def evaluate_peer(nanogpt: Path, out: Path) -> float:
+    """Returns the peer's loss on all of the last 10 %."""
     sys.path.insert(0, str(nanogpt))
     from model import GPT, GPTConfig
 
-    saved = torch.load(out / "ckpt.pt", weights_only=True)
-    model = GPT(GPTConfig(**saved["model_args"])).eval()
-    model.load_state_dict(saved["model"])
-    ids = torch.from_numpy(np.fromfile(nanogpt / "data" / "shakespeare_char" / "val.bin", dtype=np.uint16).astype(int))
-    rows = ids[: (len(ids) - 1) // CONTEXT * CONTEXT + 1]
-    inputs, targets = rows[:-1].view(-1, CONTEXT), rows[1:].view(-1, CONTEXT)
+    checkpoint = torch.load(out / "ckpt.pt", weights_only=True)
+    model = GPT(GPTConfig(**checkpoint["model_args"])).eval()
+    model.load_state_dict(checkpoint["model"])
+    val_file = nanogpt / "data" / "shakespeare_char" / "val.bin"
+    ids = torch.from_numpy(np.fromfile(val_file, dtype=np.uint16).astype(int))
+    num_targets = (len(ids) - 1) // CONTEXT * CONTEXT
+    inputs = ids[:num_targets].view(-1, CONTEXT)
+    targets = ids[1 : num_targets + 1].view(-1, CONTEXT)
+    batches = zip(inputs.split(EVAL_BATCH_SIZE), targets.split(EVAL_BATCH_SIZE), strict=True)
     with torch.no_grad():
-        losses = [model(x, y)[1].item() * len(x) for x, y in zip(inputs.split(256), targets.split(256), strict=True)]
+        losses = [model(x, y)[1].item() * len(x) for x, y in batches]
     return sum(losses) / len(inputs)
 
 
-def main(text: Path, nanogpt: Path, rounds: int = 5) -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        prepare(text, folder)
-        give(text, nanogpt)
-        whole = peers(nanogpt, folder / "peer", STEPS)
-        peer_loss = judge(text, nanogpt, folder / "peer")
-        runs, probes = [], []
-        for seed in range(rounds):
-            runs.append(ours(folder, seed))
-            probes.append(peers(nanogpt, folder / "probe", PROBE))
-            print(f"round {seed}: {runs[-1]}, peer {probes[-1]:.1f} s", file=sys.stderr)
+def main(text_file: Path, nanogpt: Path, num_rounds: int = 5) -> dict[str, object]:
+    """Measures both and returns the figures."""
+    runs: list[Run] = []
+    peer_seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(text_file, folder)
+        prepare_peer(text_file, nanogpt)
+        peer_seconds_full_run = train_peer(nanogpt, folder / "peer", NUM_STEPS)
+        peer_loss = evaluate_peer(nanogpt, folder / "peer")
+        for seed in range(num_rounds):
+            runs.append(train(folder, seed))
+            peer_seconds.append(train_peer(nanogpt, folder / "probe", NUM_PROBE_STEPS))
+            print(f"round {seed}: {runs[-1]}, peer {peer_seconds[-1]:.1f} s", file=sys.stderr)
+    shares = [run.seconds / peer for run, peer in zip(runs, peer_seconds, strict=True)]
     return {
-        "seconds": statistics.median(run["seconds"] for run in runs),
-        "val_loss": [round(run["val_loss"], 4) for run in runs],
-        "peer_seconds": statistics.median(probes),
-        "peer_seconds_whole_run": whole,
+        "seconds": statistics.median(run.seconds for run in runs),
+        "val_loss": [round(run.val_loss, 4) for run in runs],
+        "peer_seconds": statistics.median(peer_seconds),
+        "peer_seconds_whole_run": peer_seconds_full_run,
         "peer_val_loss": round(peer_loss, 4),
-        "share": statistics.median(run["seconds"] / probe for run, probe in zip(runs, probes, strict=True)),
-        "shares": [round(run["seconds"] / probe, 3) for run, probe in zip(runs, probes, strict=True)],
-        "tokens": runs[0]["tokens"],
-        "rounds": rounds,
+        "share": statistics.median(shares),
+        "shares": [round(share, 3) for share in shares],
+        "tokens": runs[0].num_tokens,
+        "rounds": num_rounds,
     }
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    print(json.dumps(main(Path(given[0]), Path(given[1]).resolve(), *map(int, given[2:]))))
+    text_path, nanogpt_path, *counts = sys.argv[1:]
+    print(json.dumps(main(Path(text_path), Path(nanogpt_path).resolve(), *map(int, counts))))

@@ -1,8 +1,10 @@
-"""Batches from a warm pack: tokens/s and the time of a jump, beside a plain numpy copy of the same bytes.
+"""Batches from a warm pack: tokens per second, and the time of a jump to a far position.
 
-Usage: `python tests/bench/streaming.py PACK [BATCH_SIZE]`. Prints one JSON object. One thread. On a shared machine the
-seconds of the processor say more than those of the clock: both are printed, medians of seven. The copy takes the
-same number of windows, one after the other and as long, from one array into int64 rows: what any loader has to do.
+Usage: `python tests/bench/streaming.py PACK [BATCH_SIZE]`. Prints one JSON object. One thread.
+
+The peer is a plain numpy copy of the same number of windows of the same length, one after the other
+from one array into int64 rows, which any loader has to do. All figures are medians of seven rounds,
+in seconds of the processor and of the clock: on a shared machine the processor's say more.
 """
 
 import json
@@ -11,57 +13,82 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from slm_fn.core import random
-from slm_fn.data import mix, stream
-from slm_fn.data import pack as packs
+from slm_fn.data.batches import mix, stream
+from slm_fn.data.pack import dataset as packs
 
-REPEATS = 7
+NUM_ROUNDS = 7
+NUM_JUMPS = 100
+MIN_CALLS = 20
+MIN_TOKENS = 3_000_000
+"""About as many tokens as a round reads."""
+MAX_POSITION = 10**15
 
 
-def seconds(call: Callable[[int], object], calls: int) -> tuple[float, float]:
-    """(processor, clock) for one call, the median of several rounds."""
-    cpu, wall = [], []
-    for repeat in range(REPEATS):
-        began = time.process_time(), time.perf_counter()
-        for i in range(calls):
-            call(repeat * calls + i)
-        cpu.append((time.process_time() - began[0]) / calls)
-        wall.append((time.perf_counter() - began[1]) / calls)
-    return statistics.median(cpu), statistics.median(wall)
+class Seconds(NamedTuple):
+    """Seconds of one call."""
+
+    processor: float
+    clock: float
+
+
+def time_calls(call: Callable[[int], object], num_calls: int) -> Seconds:
+    """Returns the time of one call: the median of several rounds of calls with rising numbers."""
+    processor_seconds: list[float] = []
+    clock_seconds: list[float] = []
+    for round_number in range(NUM_ROUNDS):
+        processor_started = time.process_time()
+        clock_started = time.perf_counter()
+        for i in range(num_calls):
+            call(round_number * num_calls + i)
+        processor_seconds.append((time.process_time() - processor_started) / num_calls)
+        clock_seconds.append((time.perf_counter() - clock_started) / num_calls)
+    return Seconds(statistics.median(processor_seconds), statistics.median(clock_seconds))
 
 
 def main(path: Path, batch_size: int) -> dict[str, float]:
+    """Measures batches, copies and jumps, and returns the figures."""
     torch.set_num_threads(1)
     pack = packs.open_pack(path)
-    size, row = pack.info.seq_len, packs.take(pack, "train", 0, pack.info.splits["train"].tokens)
-    plain, tokens = row.astype(pack.info.dtype), batch_size * size
-    calls = max(20, 3_000_000 // tokens)
-    starts = [i * size % (len(plain) - size) for i in range(calls * REPEATS * batch_size)]
+    seq_len = pack.info.seq_len
+    num_tokens = pack.info.splits["train"].tokens
+    all_ids = packs.read_rows(pack, "train", np.zeros(1, int), num_tokens)[0]
+    array = all_ids.astype(pack.info.dtype)
+    batch_tokens = batch_size * seq_len
+    num_calls = max(MIN_CALLS, MIN_TOKENS // batch_tokens)
+    num_windows = num_calls * NUM_ROUNDS * batch_size
+    starts = [i * seq_len % (len(array) - seq_len) for i in range(num_windows)]
+    mixture = mix.mix([pack])
+
+    def read_batch(number: int) -> None:
+        mix.lm_batch(mixture, "train", 0, number, batch_size)
 
     def copy(number: int) -> None:
-        out = np.empty((batch_size, size + 1), dtype=np.int64)
+        rows = np.empty((batch_size, seq_len + 1), dtype=np.int64)
         for i, start in enumerate(starts[number * batch_size : (number + 1) * batch_size]):
-            out[i] = plain[start : start + size + 1]
+            rows[i] = array[start : start + seq_len + 1]
 
     def jump(number: int) -> None:
-        stream.lm_batch(pack, "train", 0, random.fold_in(0, number) % 10**15, batch_size)
+        position = random.fold_in(0, number) % MAX_POSITION
+        stream.lm_batch(pack, "train", 0, position, batch_size)
 
-    mixture = mix.mix([pack])
-    streamed = seconds(lambda number: mix.lm_batch(mixture, "train", 0, number, batch_size), calls)
-    copied, jumped = seconds(copy, calls), seconds(jump, 100)
+    streamed = time_calls(read_batch, num_calls)
+    copied = time_calls(copy, num_calls)
+    jumped = time_calls(jump, NUM_JUMPS)
     return {
         "batch_size": batch_size,
-        "seq_len": size,
-        "tok_per_s": round(tokens / streamed[0]),
-        "tok_per_s_by_clock": round(tokens / streamed[1]),
-        "copy_tok_per_s": round(tokens / copied[0]),
-        "share_of_copy": round(copied[0] / streamed[0], 3),
-        "jump_ms": round(jumped[0] * 1e3, 4),
-        "jump_ms_by_clock": round(jumped[1] * 1e3, 4),
+        "seq_len": seq_len,
+        "tok_per_s": round(batch_tokens / streamed.processor),
+        "tok_per_s_by_clock": round(batch_tokens / streamed.clock),
+        "copy_tok_per_s": round(batch_tokens / copied.processor),
+        "share_of_copy": round(copied.processor / streamed.processor, 3),
+        "jump_ms": round(jumped.processor * 1e3, 4),
+        "jump_ms_by_clock": round(jumped.clock * 1e3, 4),
     }
 
 

@@ -1,13 +1,14 @@
-"""The bench measures both sides on the same text and compares what they gave."""
+"""`slm bench tokenizer` measures both sides on the same text and compares their ids."""
 
 from pathlib import Path
 
 import pytest
 
-from slm_fn.bench import measure, tokenizer
+from slm_fn.bench import tokenizer
 
 
-@pytest.mark.slow  # tests/cli/test_bench.py runs it once; every run starts five processes
+# tests/cli/bench/test_group.py runs it once; every run starts five processes.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_both_sides_are_measured_and_their_ids_compared(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("It's the 12 cats, and the hats of the bats.\n" * 300)
@@ -15,17 +16,11 @@ def test_both_sides_are_measured_and_their_ids_compared(tmp_path: Path) -> None:
     assert report.identical_ids
     assert report.engine == "gigatoken"
     assert report.text_mb == pytest.approx(0.0132)
-    figures = (report.train_mb_per_s, report.encode_mb_per_s, report.pack_mb_per_s, report.train_ratio_hf)
+    figures = (
+        report.train_mb_per_s,
+        report.encode_mb_per_s,
+        report.pack_mb_per_s,
+        report.train_ratio_hf,
+    )
     assert all(figure > 0 for figure in figures)
     assert ["train_ratio_hf", round(report.train_ratio_hf, 2)] in tokenizer.rows(report)
-
-
-def test_ratios_and_medians_are_over_rounds() -> None:
-    runs = {
-        "own": [measure.Measured(1.0, 10), measure.Measured(2.0, 30), measure.Measured(4.0, 20)],
-        "peer": [measure.Measured(3.0, 1), measure.Measured(4.0, 1), measure.Measured(4.0, 1)],
-    }
-    contest = measure.Contest(runs)
-    assert contest.seconds("own") == 2
-    assert contest.ratio("own", "peer") == 2
-    assert contest.peak_mib("own") == 20

@@ -1,4 +1,7 @@
-"""cli/lazy.py: a table is listed without importing anything, and each of its rows is a command of that name."""
+"""cli/lazy.py.
+
+A table is listed without imports, and each of its rows is a command of that name.
+"""
 
 import sys
 
@@ -6,22 +9,28 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from slm_fn.cli import data, main
+from slm_fn.cli import main
+from slm_fn.cli.data import group as data
 from slm_fn.cli.lazy import LazyGroup
 
 
 def test_help_lists_the_table_and_imports_none_of_it():
-    group = LazyGroup("slm", table={"now": ("no_such_file", "Does it."), "later": ("no_other_file", "Will do it.")})
-    shown = CliRunner().invoke(group, ["--help"], catch_exceptions=False).output
-    assert "now    Does it." in shown
-    assert "later  Will do it." in shown
+    group = LazyGroup(
+        "slm",
+        table={"now": ("no_such_file", "Does it."), "later": ("no_other_file", "Will do it.")},
+    )
+    printed = CliRunner().invoke(group, ["--help"], catch_exceptions=False).output
+    assert "now    Does it." in printed
+    assert "later  Will do it." in printed
 
 
 def test_a_command_is_imported_when_it_is_called():
-    group = LazyGroup("slm", table={"device": ("device", "What this machine has.")})
-    sys.modules.pop("slm_fn.cli.device", None)
-    assert '"auto"' in CliRunner().invoke(group, ["device", "--json"], catch_exceptions=False).output
-    assert "slm_fn.cli.device" in sys.modules
+    group = LazyGroup("slm", table={"device": ("system.device", "What this machine has.")})
+    sys.modules.pop("slm_fn.cli.system.device", None)
+    assert (
+        '"auto"' in CliRunner().invoke(group, ["device", "--json"], catch_exceptions=False).output
+    )
+    assert "slm_fn.cli.system.device" in sys.modules
     assert CliRunner().invoke(group, ["devise"]).exit_code == 2
 
 
@@ -30,7 +39,7 @@ def test_every_row_names_a_command(table):
     group = LazyGroup("x", table=table)
     context = click.Context(group)
     for name in group.list_commands(context):
-        found = group.get_command(context, name)
-        assert found is not None
-        assert found.name == name
+        command = group.get_command(context, name)
+        assert command is not None
+        assert command.name == name
         assert table[name][1].endswith(".")

@@ -1,31 +1,42 @@
-"""cli/options.py: figures on standard output, notes on standard error."""
+"""cli/options.py: options combine in the order of the help, and several become one object."""
 
-from pathlib import Path
+from typing import NamedTuple
+
+import click
+from click.testing import CliRunner
 
 from slm_fn.cli import options
-from slm_fn.pipeline.run import Outcome
-from slm_fn.train.loop import Progress
 
 
-def test_figures_and_notes_part_ways(capsys):
-    options.note("careful")
-    options.print_json({"a": [1, None]})
-    options.print_table("t", ["x"], [[1], [None]])
-    shown = capsys.readouterr()
-    assert shown.err == "careful\n"
-    assert shown.out.startswith('{"a":[1,null]}\n')
+class Device(NamedTuple):
+    device: str
+    raw: bool
 
 
-def test_a_run_is_reported_both_ways(capsys):
-    done = Outcome(Path("run/step"), Progress(5, 5, 80, 1.25), {"val_loss": 2.5})
-    options.report_run(done, as_json=True)
-    assert capsys.readouterr().out == '{"checkpoint":"run/step","step":5,"tokens":80,"seconds":1.2,"val_loss":2.5}\n'
-    options.report_run(done, as_json=False)
-    assert "val_loss 2.5" in capsys.readouterr().out
+@click.command()
+@options.apply_all(options.raw, options.device)
+@options.as_json
+@options.collect("chosen", Device)
+def command(chosen, as_json):
+    click.echo(f"{chosen} {as_json}")
 
 
-def test_brackets_in_data_are_no_markup(capsys):
-    options.print_table("[/a] [bold]b", ["x"], [["[red]c[/red] [/d]"], [None]])
-    shown = capsys.readouterr().out
-    assert "[/a] [bold]b" in shown
-    assert "[red]c[/red] [/d]" in shown
+def test_help_lists_the_options_in_the_order_of_the_decorators():
+    text = CliRunner().invoke(command, ["--help"], catch_exceptions=False).output
+    assert text.index("--raw") < text.index("--device") < text.index("--json")
+
+
+def test_collected_options_are_one_object():
+    result = CliRunner().invoke(command, ["--raw", "--device", "cpu"], catch_exceptions=False)
+    assert result.output == "Device(device='cpu', raw=True) False\n"
+
+
+def test_paths_may_be_repeated():
+    @click.command()
+    @options.paths("--data", "Text file.", "data")
+    def show(data):
+        click.echo([path.name for path in data])
+
+    result = CliRunner().invoke(show, ["--data", "a", "--data", "b"], catch_exceptions=False)
+    assert result.output == "['a', 'b']\n"
+    assert "Text file. May be repeated." in CliRunner().invoke(show, ["--help"]).output

@@ -20,7 +20,7 @@ def test_run_threads_the_state_and_draws_one_batch_per_step():
             yield n
 
     def step(state, batch):
-        return state._replace(step=state.step + batch), {"seen": torch.tensor(batch)}
+        return state._replace(step=state.step + batch), {"batch": torch.tensor(batch)}
 
     results = run(step, TrainState({}, (), torch.tensor(0)), stream())
     assert [next(results)[0].step.item() for _ in range(3)] == [1, 3, 6]

@@ -1,4 +1,4 @@
-"""value_and_grad, accumulate, per_example and remat on losses small enough to differentiate by hand."""
+"""value_and_grad, accumulate, per_example and remat on losses that are differentiated by hand."""
 
 import pytest
 import torch
@@ -13,7 +13,10 @@ def weighted(params, batch):
     """Mean of `w . x` over weighted rows: its gradient is the weighted mean of x."""
     x, weight = batch
     total = weight.sum()
-    return ((x @ params["w"]) * weight).sum() / torch.where(total > 0, total, 1), {"weight": total, "twice": 2 * total}
+    return ((x @ params["w"]) * weight).sum() / torch.where(total > 0, total, 1), {
+        "weight": total,
+        "twice": 2 * total,
+    }
 
 
 PARAMS = {"w": torch.tensor([1.0, -2.0])}
@@ -65,7 +68,9 @@ def test_the_func_engine_differentiates_twice():
     def cubic(params, batch):
         return (params["w"] ** 3).sum(), {"weight": torch.ones(())}
 
-    curvature = torch.func.grad(lambda p: value_and_grad(cubic, "func")(p, None)[1]["w"].sum())(PARAMS)
+    curvature = torch.func.grad(lambda p: value_and_grad(cubic, "func")(p, None)[1]["w"].sum())(
+        PARAMS
+    )
     assert curvature["w"].tolist() == [6.0, -12.0]
 
 
@@ -77,14 +82,14 @@ def test_the_autograd_engine_keeps_no_graph():
 def test_remat_runs_again_on_the_way_back_and_draws_the_same(purely):
     runs = []
 
-    def noisy(x):
+    def with_random_mask(x):
         runs.append(1)
         return (x * torch.rand(3)).square().sum()
 
     x = torch.ones(3, requires_grad=True)
     torch.manual_seed(0)
-    kept = torch.autograd.grad(noisy(x), x)[0]
+    kept = torch.autograd.grad(with_random_mask(x), x)[0]
     torch.manual_seed(0)
-    again = torch.autograd.grad(remat(noisy)(x), x)[0]
+    again = torch.autograd.grad(remat(with_random_mask)(x), x)[0]
     assert torch.equal(kept, again)
     assert len(runs) == 3

@@ -1,4 +1,4 @@
-"""The machine around the devices: what it tells is believable, and freed memory is kept."""
+"""The machine around the devices: plausible reports, and freed memory that is kept."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from slm_fn.core import host
 
 
-def test_what_the_machine_tells():
-    assert host.processor()
+def test_the_reports_are_plausible():
+    assert host.processor_name()
     total = host.total_memory()
     assert total is None or total > 1 << 28
     free = host.free_memory()
@@ -21,21 +21,26 @@ def test_the_peak_grows_with_what_is_held():
     assert before == 0 or host.peak_memory() >= held.numel() * 4
 
 
-def test_where_nobody_tells_there_is_nothing_to_say(tmp_path):
-    assert host._line(str(tmp_path / "absent"), "VmHWM:") is None
+def test_a_value_that_the_platform_does_not_report_is_none(tmp_path):
+    assert host._read_field(str(tmp_path / "absent"), "VmHWM:") is None
     (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t   2048 kB\n")
-    assert host._bytes(str(tmp_path / "status"), "VmHWM:") == 2 << 20
-    assert host._bytes(str(tmp_path / "status"), "VmRSS:") is None
+    assert host._read_bytes(str(tmp_path / "status"), "VmHWM:") == 2 << 20
+    assert host._read_bytes(str(tmp_path / "status"), "VmRSS:") is None
 
 
 def test_steps_after_the_first_ones_ask_the_kernel_for_no_memory():
     if not host.keep_freed_memory():
         return  # another C library
     resource = pytest.importorskip("resource")
-    work = lambda: torch.ones(1 << 23).exp().add(1)  # noqa: E731 - three blocks of 32 MiB
+
+    def work():
+        return torch.ones(1 << 23).exp().add(1)
+
     for _ in range(8):  # until the heap has settled
         work()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
         work()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # by default 24,000 pages a turn
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+    )  # by default 24,000 pages

@@ -1,4 +1,4 @@
-"""C++ from a file: compiled once, kept where nobody else can write, and a reason where it cannot be had."""
+"""C++ libraries: compiled once, cached where no other user can write, else a stated reason."""
 
 import ctypes
 import os
@@ -9,7 +9,13 @@ import pytest
 
 from slm_fn.core import native
 
-TWICE = '#include <omp.h>\nextern "C" int twice(int x) {\n#pragma omp parallel\n  {}\n  return 2 * x;\n}\n'
+TWICE = """#include <omp.h>
+extern "C" int twice(int x) {
+#pragma omp parallel
+  {}
+  return 2 * x;
+}
+"""
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def source(tmp_path, monkeypatch):
     native.load.cache_clear()
 
 
-def test_compiled_once_and_found_again(source, monkeypatch):
+def test_compiled_once_and_loaded_again(source, monkeypatch):
     assert native.load(source).twice(21) == 42
     assert len(list((source.parent / "cache" / "slm_fn").glob("*.so"))) == 1
     native.load.cache_clear()
@@ -40,19 +46,19 @@ def test_another_source_is_another_library(source):
 
 def test_another_processor_of_the_same_name_has_a_library_of_its_own(source, monkeypatch):
     native.load(source)
-    monkeypatch.setattr(native.host, "instructions", lambda: "sse2")
+    monkeypatch.setattr(native.host, "cpu_flags", lambda: "sse2")
     native.load.cache_clear()
     native.load(source)
     assert len(list((source.parent / "cache" / "slm_fn").glob("*.so"))) == 2
 
 
-def test_what_does_not_compile_is_told(source):
+def test_a_source_that_does_not_compile_is_reported(source):
     source.write_text("this is no C++")
     with pytest.raises(native.Unavailable, match=r"cannot compile twice\.cpp"):
         native.load(source)
 
 
-def test_no_compiler_is_told(source, monkeypatch):
+def test_a_missing_compiler_is_reported(source, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(native.Unavailable, match="compiler"):
@@ -60,13 +66,13 @@ def test_no_compiler_is_told(source, monkeypatch):
 
 
 @pytest.mark.parametrize("compiler", ['g++ "', "/no/such/compiler", "false", "true"])
-def test_a_broken_compiler_is_told(source, monkeypatch, compiler):
+def test_a_broken_compiler_is_reported(source, monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(native.Unavailable, match="compile"):
         native.load(source)
 
 
-def test_no_home_is_told(source, monkeypatch):
+def test_a_missing_home_folder_is_reported(source, monkeypatch):
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
@@ -81,7 +87,10 @@ def test_no_home_is_told(source, monkeypatch):
 def test_two_processes_that_compile_at_once_both_have_it(source):
     program = "import sys; from pathlib import Path; from slm_fn.core import native; "
     program += "print(native.load(Path(sys.argv[1])).twice(21))"
-    both = [subprocess.Popen([sys.executable, "-c", program, source], stdout=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", program, source], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
     assert [process.communicate()[0] for process in both] == [b"42\n"] * 2
 
 

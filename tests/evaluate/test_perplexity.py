@@ -24,21 +24,21 @@ def test_windows_score_every_target_once_with_context(num_tokens, context, data)
 
 def test_a_text_that_fits_is_one_window(config, model, rough):
     params, ids = rough(config), list(range(20))
-    found = perplexity.likelihood(model, params, ids, config.context)
+    result = perplexity.likelihood(model, params, ids, config.context)
     logits, _ = model(params, torch.tensor([ids[:-1]]))
     want = torch.nn.functional.cross_entropy(logits[0], torch.tensor(ids[1:]), reduction="sum")
-    assert found.nats == pytest.approx(want.item(), rel=1e-5)
-    assert found.tokens == 19
+    assert result.nats == pytest.approx(want.item(), rel=1e-5)
+    assert result.tokens == 19
 
 
 def test_batches_weigh_by_their_masks(config, model, rough, batch):
     params, rows = rough(config), batch(config)
-    whole = perplexity.batch_likelihood(model, params, iter([rows]))
+    full = perplexity.batch_likelihood(model, params, iter([rows]))
     parts = perplexity.batch_likelihood(
         model, params, (LMBatch(rows.tokens[i : i + 1], rows.mask[i : i + 1]) for i in range(4))
     )
-    assert whole.tokens == parts.tokens == int(rows.mask.sum())
-    assert whole.nats == pytest.approx(parts.nats, rel=1e-5)
+    assert full.tokens == parts.tokens == int(rows.mask.sum())
+    assert full.nats == pytest.approx(parts.nats, rel=1e-5)
 
 
 def test_uniform_guessing_over_bytes_is_eight_bits():

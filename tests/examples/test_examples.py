@@ -13,7 +13,7 @@ SAYS = {"engine_by_hand": "'the ' goes on 'food of love'\n"}
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_it_runs_and_is_short(script):
-    assert len(script.read_text().splitlines()) <= 60
+    assert len(script.read_text().splitlines()) <= 80
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         capture_output=True,
@@ -22,7 +22,12 @@ def test_it_runs_and_is_short(script):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    losses = [float(word) for line in done.stdout.splitlines() if line.startswith("step") for word in line.split()[3:4]]
+    losses = [
+        float(word)
+        for line in done.stdout.splitlines()
+        if line.startswith("step")
+        for word in line.split()[3:4]
+    ]
     assert losses[-1] < losses[0] / 5
     assert SAYS.get(script.stem, "") in done.stdout
 

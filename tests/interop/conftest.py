@@ -2,11 +2,12 @@
 
 import pytest
 
-from slm_fn.text import bpe, char, fallback, unigram
 from slm_fn.text.tokenizer import Tokenizer
+from slm_fn.text.training import bpe, byte_fallback, char, unigram
 
 CORPUS = [
-    "To be, or not to be: that is the question.\r\nWhether 'tis nobler in the mind to suffer  \n" * 20,
+    "To be, or not to be: that is the question.\r\nWhether 'tis nobler in the mind to suffer  \n"
+    * 20,
     "日本語のテキスト 😀👩‍👩‍👧 naïve café 12345 \t x = y\n" * 20,
 ]
 
@@ -20,7 +21,7 @@ def tokenizer() -> Tokenizer:
 def kinds(tokenizer) -> dict[str, Tokenizer]:
     return {
         "bpe": tokenizer,
-        "byte-fallback": fallback.train(CORPUS, 400),
+        "byte-fallback": byte_fallback.train(CORPUS, 400),
         "unigram": unigram.train(CORPUS, 340),
         "char": char.train(CORPUS),
     }

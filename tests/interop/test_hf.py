@@ -1,4 +1,4 @@
-"""interop/hf.py: what transformers makes of the folder is what we make of the same text and talk."""
+"""interop/hf.py: transformers gives text and conversations the ids that slm_fn gives them."""
 
 import json
 
@@ -7,21 +7,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_fn.interop import hf
-from slm_fn.text import bpe
-from slm_fn.text.chat import ChatTemplate, Message, render
+from slm_fn.text.chat_template import ChatTemplate, render
+from slm_fn.text.messages import Message
+from slm_fn.text.training import bpe
 
 KINDS = ["bpe", "byte-fallback", "unigram", "char"]
-TALKS = {
+CONVERSATIONS = {
     "one": [("user", "to be")],
-    "system": [("system", "You are the question."), ("user", "to be?"), ("assistant", "or not"), ("user", "not")],
-    "edges": [("user", "  to be \n"), ("assistant", "\n\n or\tnot  "), ("user", " \r\n"), ("assistant", "")],
+    "system": [
+        ("system", "You are the question."),
+        ("user", "to be?"),
+        ("assistant", "or not"),
+        ("user", "not"),
+    ],
+    "edges": [
+        ("user", "  to be \n"),
+        ("assistant", "\n\n or\tnot  "),
+        ("user", " \r\n"),
+        ("assistant", ""),
+    ],
     "unicode": [("system", ""), ("user", "日本語 😀👩‍👩‍👧 é \u00a0"), ("assistant", "naïve")],
-    "jinja": [("user", "{{ bos }} {% if x %} {# y #} '\"\\n </s>"), ("assistant", "<|end |> |end|")],
+    "jinja": [
+        ("user", "{{ bos }} {% if x %} {# y #} '\"\\n </s>"),
+        ("assistant", "<|end |> |end|"),
+    ],
 }
 
 
 def write(folder, tokenizer, template, context=None):
-    for name, text in hf.files(tokenizer, template, context).items():
+    for name, text in hf.export_files(tokenizer, template, context).items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
     return folder
 
@@ -33,19 +47,22 @@ def loaded(kinds, tmp_path_factory):
 
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     return {
-        kind: AutoTokenizer.from_pretrained(write(folders[kind], kinds[kind], ChatTemplate(), 512)) for kind in KINDS
+        kind: AutoTokenizer.from_pretrained(write(folders[kind], kinds[kind], ChatTemplate(), 512))
+        for kind in KINDS
     }
 
 
 @pytest.mark.parametrize("reply", [False, True])
-@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_conversation_has_our_ids(kinds, loaded, kind, talk, reply):
-    messages = [Message(role, content) for role, content in TALKS[talk]]
+def test_a_conversation_has_our_ids(kinds, loaded, kind, conversation, reply):
+    messages = [Message(role, content) for role, content in CONVERSATIONS[conversation]]
     if reply and messages[-1].role == "assistant":
         messages.append(Message("user", "and?"))
     theirs = loaded[kind].apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=reply, return_dict=False
+        [{"role": m.role, "content": m.content} for m in messages],
+        add_generation_prompt=reply,
+        return_dict=False,
     )
     assert theirs == render(ChatTemplate(), kinds[kind], messages, reply).ids
 
@@ -61,9 +78,12 @@ def test_any_text_has_our_ids(kinds, loaded, text):
 def test_control_tokens_have_their_parts(kinds, loaded, kind):
     ours, theirs = kinds[kind], loaded[kind]
     assert len(theirs) == ours.vocab_size
-    assert set(theirs.all_special_tokens) == set(ours.specials)
-    assert theirs.convert_ids_to_tokens([theirs.bos_token_id, theirs.eos_token_id]) == ["<|endoftext|>", "<|end|>"]
-    assert theirs.pad_token_id == ours.special("<|pad|>")
+    assert set(theirs.all_special_tokens) == set(ours.special_tokens)
+    assert theirs.convert_ids_to_tokens([theirs.bos_token_id, theirs.eos_token_id]) == [
+        "<|endoftext|>",
+        "<|end|>",
+    ]
+    assert theirs.pad_token_id == ours.special_id("<|pad|>")
     assert theirs.model_max_length == 512
     assert theirs.encode("to be") == ours.encode("to be")  # nothing is put before or behind
     assert theirs.decode(ours.encode("a , b .")) == ours.decode(ours.encode("a , b ."))
@@ -76,35 +96,45 @@ def test_an_unknown_role_is_an_error_there_too(loaded):
 
 def test_names_are_quoted_in_the_template(tmp_path):
     template = ChatTemplate("<'s'>", "<\\sys>", "<|u|>", '<"a">', "<é{{>")
-    tokenizer = bpe.train(["to be"], 300, specials=[template.bos, template.system, "<|u|>", '<"a">', "<é{{>"])
-    hf.check(write(tmp_path, tokenizer, template), tokenizer, template)
+    tokenizer = bpe.train(
+        ["to be"], 300, special_tokens=[template.bos, template.system, "<|u|>", '<"a">', "<é{{>"]
+    )
+    hf.check_export(write(tmp_path, tokenizer, template), tokenizer, template)
 
 
 def test_without_roles_there_is_no_template():
-    tokenizer = bpe.train(["to be"], 300, specials=["<|endoftext|>"])
-    made = hf.files(tokenizer, None)
+    tokenizer = bpe.train(["to be"], 300, special_tokens=["<|endoftext|>"])
+    made = hf.export_files(tokenizer, None)
     assert hf.TEMPLATE not in made
     config = json.loads(made[hf.CONFIG])
     assert "chat_template" not in config
     assert config["bos_token"] == config["eos_token"] == "<|endoftext|>"
-    with pytest.raises(ValueError, match=r"no control token <\|system\|>"):
-        hf.files(tokenizer, ChatTemplate())
+    with pytest.raises(ValueError, match=r"no special token <\|system\|>"):
+        hf.export_files(tokenizer, ChatTemplate())
 
 
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        (hf.TOKENIZER, lambda text: text.replace('"ign', '"dropout": 0.5, "ign', 1), "is not the tokenizer"),
-        (hf.TEMPLATE, lambda text: text.replace("message['content']", "message['content'] | trim"), "other ids"),
+        (
+            hf.TOKENIZER,
+            lambda text: text.replace('"ign', '"dropout": 0.5, "ign', 1),
+            "is not the tokenizer",
+        ),
+        (
+            hf.TEMPLATE,
+            lambda text: text.replace("message['content']", "message['content'] | trim"),
+            "other ids",
+        ),
         (hf.TEMPLATE, lambda text: text + " ", "other ids"),
         (hf.TEMPLATE, lambda text: text.replace("{% if add_gen", "{% if not add_gen"), "other ids"),
     ],
 )
 def test_a_folder_that_says_otherwise_is_noticed(tokenizer, tmp_path, name, change, words):
-    place = write(tmp_path, tokenizer, ChatTemplate())
-    hf.check(place, tokenizer, ChatTemplate())
-    before = (place / name).read_text(encoding="utf-8")
-    (place / name).write_text(change(before), encoding="utf-8", newline="")
-    assert (place / name).read_text(encoding="utf-8") != before
+    folder = write(tmp_path, tokenizer, ChatTemplate())
+    hf.check_export(folder, tokenizer, ChatTemplate())
+    before = (folder / name).read_text(encoding="utf-8")
+    (folder / name).write_text(change(before), encoding="utf-8", newline="")
+    assert (folder / name).read_text(encoding="utf-8") != before
     with pytest.raises(ValueError, match=words):
-        hf.check(place, tokenizer, ChatTemplate())
+        hf.check_export(folder, tokenizer, ChatTemplate())

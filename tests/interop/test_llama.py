@@ -1,4 +1,4 @@
-"""interop/llama.py: transformers, told our config and given our weights, computes our logits; the rest is refused."""
+"""interop/llama.py: transformers computes our logits from an export; the rest is refused."""
 
 import json
 
@@ -11,7 +11,9 @@ from slm_fn.nn import gpt
 
 transformers = pytest.importorskip("transformers")
 
-BASE = gpt.ModelConfig(vocab_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, context=48)
+BASE = gpt.ModelConfig(
+    vocab_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, context=48
+)
 YARN = gpt.RopeScaling("yarn", 4.0, beta_fast=4.0)
 KINDS = {
     "llama": ({}, "llama"),
@@ -34,11 +36,13 @@ def test_transformers_computes_the_same_logits(name, rough, batch, tmp_path):
     change, kind = KINDS[name]
     config = msgspec.structs.replace(BASE, **change)
     params, tokens = rough(config), batch(config, rows=2, length=39).tokens
-    (tmp_path / "config.json").write_text(json.dumps(llama.describe(config, bos=1, eos=2)))
-    told = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert told.model_type == kind
-    peer = transformers.AutoModelForCausalLM.from_config(told, attn_implementation="eager").eval()
-    names = llama.rename(config, params)
+    (tmp_path / "config.json").write_text(json.dumps(llama.to_hf_config(config, bos=1, eos=2)))
+    hf_config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert hf_config.model_type == kind
+    peer = transformers.AutoModelForCausalLM.from_config(
+        hf_config, attn_implementation="eager"
+    ).eval()
+    names = llama.to_hf_weights(config, params)
     missing, unexpected = peer.load_state_dict(names, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tied else set())
@@ -64,6 +68,6 @@ def test_transformers_computes_the_same_logits(name, rough, batch, tmp_path):
 )
 def test_what_transformers_has_no_model_for_is_refused(change, words):
     config = msgspec.structs.replace(BASE, **change)
-    for use in (llama.describe, lambda c: llama.rename(c, gpt.init(c, 0))):
+    for use in (llama.to_hf_config, lambda c: llama.to_hf_weights(c, gpt.init(c, 0))):
         with pytest.raises(ValueError, match=f"has {words}; this model cannot be exported"):
             use(config)

@@ -1,4 +1,4 @@
-"""What test_shard.py measures, run by torchrun: `ranks.py OUT` writes `{law: figure}` as JSON, by the first rank."""
+"""The measurements of test_shard.py, run by torchrun: `ranks.py OUT` writes `{law: figure}`."""
 
 import json
 import sys
@@ -15,22 +15,32 @@ from slm_fn.core.grads import accumulate, value_and_grad
 from slm_fn.core.types import LMBatch, PairBatch
 from slm_fn.lift import shard
 from slm_fn.loss.lm import next_token
-from slm_fn.loss.preference import dpo, recorded
+from slm_fn.loss.preference import dpo, reference_from_batch
 from slm_fn.nn import gpt
 from slm_fn.optim import recipes
 from slm_fn.train import checkpoint
 from slm_fn.train.step import init_state, step_with
 
 ROWS, LENGTH = 5, 12
-INFO = checkpoint.State(0, 0, 0, 0, 0.0, 1, "", "", "", "")
+INFO = checkpoint.CheckpointInfo(0, 0, 0, 0, 0.0, 1, "", "", "", "")
 
 
 def model(num_layers=2, **changes):
     """A decoder as if trained a while, and its apply."""
-    shape = {"vocab_size": 65, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 64, "context": 32}
-    config = gpt.ModelConfig(num_layers=num_layers, **{**shape, "qk_norm": True, "tied": False, **changes})
-    params = tree.update_in(
-        gpt.init(config, 0), lambda path, w: w + random.normal(random.fold_in(1, path), w.shape, 0.05)
+    shape = {
+        "vocab_size": 65,
+        "dim": 32,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "ffn_dim": 64,
+        "context": 32,
+    }
+    config = gpt.ModelConfig(
+        num_layers=num_layers, **{**shape, "qk_norm": True, "tied": False, **changes}
+    )
+    params = tree.map_with_path(
+        gpt.init(config, 0),
+        lambda path, w: w + random.normal(random.fold_in(1, path), w.shape, 0.05),
     )
     return config, params, partial(gpt.apply, config, backend="plain")
 
@@ -55,16 +65,22 @@ def firsts(batch):
 
 def gap(a, b):
     """The largest relative difference of two trees' leaves; sharded ones are gathered."""
-    a, b = tree.paths(a), tree.paths(b)
+    a, b = tree.named_leaves(a), tree.named_leaves(b)
     assert a.keys() == b.keys()
-    far = [(tree.whole(a[k]).double() - b[k].double()).norm() / b[k].double().norm().clamp(min=1e-30) for k in a]
+    far = [
+        (tree.full_tensor(a[k]).double() - b[k].double()).norm()
+        / b[k].double().norm().clamp(min=1e-30)
+        for k in a
+    ]
     return max(float(x) for x in far)
 
 
 def trained(name, params, config, vg, part, num_steps=20):
-    """The state and the last metrics after some steps of the whole chain: clip, direction, decay, rate, EMA, guard."""
-    optim = recipes.OptimConfig(name=name, ema_decay=0.9, learning_rate=1e-2, clip=0.3, warmup_steps=2)
-    tx = recipes.make(optim, 20, gpt.matrices(config).__contains__)
+    """The state and the last metrics after some steps of the complete optimizer chain."""
+    optim = recipes.OptimConfig(
+        name=name, ema_decay=0.9, learning_rate=1e-2, clip=0.3, warmup_steps=2
+    )
+    tx = recipes.make_optimizer(optim, 20, gpt.matrix_paths(config).__contains__)
     state, step = init_state(params, tx), step_with(tx)(vg)
     for i in range(num_steps):
         state, metrics = step(state, part(rows(i)))
@@ -72,68 +88,81 @@ def trained(name, params, config, vg, part, num_steps=20):
 
 
 def data_parallel(mesh, folder):
-    """Steps on two ranks against one: replicated, and sharded where layers do not divide, divide, are too few."""
-    found = {}
+    """Steps on two ranks against one: replicated, and sharded with any number of layers."""
+    figures = {}
     for name, num_layers, num_steps in (("adamw", 3, 20), ("muon", 2, 20), ("muon", 1, 2)):
         config, params, apply = model(num_layers)
         vg = value_and_grad(next_token(apply))
-        begun = {"replicate": params, "fsdp": shard.place(params, shard.zero(params, mesh), mesh)}
-        one, told = trained(name, params, config, vg, lambda batch: batch, num_steps)
+        begun = {
+            "replicate": params,
+            "fsdp": shard.shard_params(params, shard.zero_placements(params, mesh), mesh),
+        }
+        one, expected_metrics = trained(name, params, config, vg, lambda batch: batch, num_steps)
         for how, begin in begun.items():
             lift = pipe(accumulate(2), getattr(shard, how)(mesh))
             state, metrics = trained(name, begin, config, lift(vg), mine, num_steps)
-            found[f"{how} {name} {num_layers}"] = max(gap(state, one), gap(metrics, told))
+            figures[f"{how} {name} {num_layers}"] = max(
+                gap(state, one), gap(metrics, expected_metrics)
+            )
         if num_layers == 2:
-            found["saved"] = saved(state, one, folder)
-            found["share held"] = max(leaf.to_local().numel() / leaf.numel() for leaf in tree.leaves(state.params))
+            figures["saved"] = saved(state, one, folder)
+            figures["share held"] = max(
+                leaf.to_local().numel() / leaf.numel() for leaf in tree.leaves(state.params)
+            )
     for how, begin in begun.items():
         state, _ = trained(name, begin, config, getattr(shard, how)(mesh)(vg), firsts, num_steps)
-        found[f"{how} no rows"] = gap(state, one)
-    return found
+        figures[f"{how} no rows"] = gap(state, one)
+    return figures
 
 
 def saved(state, one, folder):
-    """What a sharded state's checkpoint holds, against what it held: loaded whole and loaded sharded."""
+    """The checkpoint of a sharded state against the state, loaded in full and loaded sharded."""
     if dist.get_rank() == 0:
         checkpoint.save(folder, state, INFO, {}, keep=1)
     else:
-        checkpoint.attend(state)
+        checkpoint.gather_shards(state)
     dist.barrier()
-    again, _ = checkpoint.load(checkpoint.folder_of(folder, 0), tree.map(torch.zeros_like, state))
-    plain, _ = checkpoint.load(checkpoint.folder_of(folder, 0), one)
-    assert [leaf.placements for leaf in tree.leaves(again.params)] == [x.placements for x in tree.leaves(state.params)]
+    again, _ = checkpoint.load(checkpoint.step_folder(folder, 0), tree.map(torch.zeros_like, state))
+    plain, _ = checkpoint.load(checkpoint.step_folder(folder, 0), one)
+    assert [leaf.placements for leaf in tree.leaves(again.params)] == [
+        x.placements for x in tree.leaves(state.params)
+    ]
     return max(gap(again, plain), gap(state, plain))
 
 
 def what_losses_report(mesh):
-    """Counts add up, means are weighted: the metrics of DPO, on all rows and on a rank without any."""
+    """The metrics of DPO, with a rank without rows: counts add up, means are weighted."""
     _, params, apply = model()
     sides = rows(1), rows(2)
     batch = PairBatch(*sides, torch.full((ROWS, 2), -20.0) + torch.arange(ROWS)[:, None])
-    vg = value_and_grad(dpo(recorded)(apply))
+    vg = value_and_grad(dpo(reference_from_batch)(apply))
     (value, aux), grads = vg(params, batch)
-    found = {}
+    figures = {}
     for name, part in (("dpo", mine), ("dpo no rows", firsts)):
-        (value_, aux_), grads_ = shard.replicate(mesh)(vg)(params, part(batch), torch.tensor(1024.0))
-        found[name] = gap((value_, aux_, grads_), (value, aux, grads))
-    return found
+        (value_, aux_), grads_ = shard.replicate(mesh)(vg)(
+            params, part(batch), torch.tensor(1024.0)
+        )
+        figures[name] = gap((value_, aux_, grads_), (value, aux, grads))
+    return figures
 
 
 def model_parallel(mesh):
-    """Loss, gradients and a Muon step of parameters dealt out by heads and hidden units, the apply unchanged."""
-    found = {}
+    """Loss, gradients and a Muon step of tensor-parallel parameters, with the apply unchanged."""
+    figures = {}
     options = {"plain": {}, "tied": {"tied": True, "ffn": "gelu", "biases": "all", "norm": "layer"}}
     for name, changes in options.items():
         config, params, apply = model(2, **changes)
-        placed = shard.place(params, shard.tensor_parallel(config, mesh), mesh)
+        placed = shard.shard_params(params, shard.tensor_parallel(config, mesh), mesh)
         vg = value_and_grad(next_token(apply))
-        found[f"tensor parallel {name}"] = gap(shard.implicit(vg)(placed, rows(0)), vg(params, rows(0)))
+        figures[f"tensor parallel {name}"] = gap(
+            shard.implicit(vg)(placed, rows(0)), vg(params, rows(0))
+        )
     one, two = (
         trained("muon", p, config, f, lambda batch: batch, num_steps=2)
         for p, f in ((params, vg), (placed, shard.implicit(vg)))
     )
-    found["tensor parallel muon"] = gap(two, one)
-    return found
+    figures["tensor parallel muon"] = gap(two, one)
+    return figures
 
 
 def both(size):
@@ -141,10 +170,15 @@ def both(size):
     mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("data", "model"))
     config, params, apply = model(2)
     vg = value_and_grad(next_token(apply))
-    placed = shard.place(params, shard.tensor_parallel(config, mesh["model"]), mesh["model"])
-    half = lambda batch: tree.map(lambda x: x[:2] if mesh.get_local_rank("data") == 0 else x[2:], batch)  # noqa: E731
+    placed = shard.shard_params(params, shard.tensor_parallel(config, mesh["model"]), mesh["model"])
+
+    def half(batch):
+        return tree.map(lambda x: x[:2] if mesh.get_local_rank("data") == 0 else x[2:], batch)
+
     one = trained("muon", params, config, vg, lambda batch: batch)
-    two = trained("muon", placed, config, pipe(shard.implicit, shard.replicate(mesh["data"]))(vg), half)
+    two = trained(
+        "muon", placed, config, pipe(shard.implicit, shard.replicate(mesh["data"]))(vg), half
+    )
     return {"data and tensor parallel": gap(two, one)}
 
 
@@ -154,11 +188,15 @@ def main():
     out, size = Path(sys.argv[1]), dist.get_world_size()
     if size == 2:
         mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data",))
-        found = data_parallel(mesh, out.parent / "run") | what_losses_report(mesh) | model_parallel(mesh)
+        figures = (
+            data_parallel(mesh, out.parent / "run")
+            | what_losses_report(mesh)
+            | model_parallel(mesh)
+        )
     else:
-        found = both(size)
+        figures = both(size)
     if dist.get_rank() == 0:
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps(figures))
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Quantised weights: error bounds, the product and the look-up, rows that do not see each other, the whole model."""
+"""Quantized weights: error bounds, products, independence of rows, and a full model."""
 
 import msgspec
 import pytest
@@ -19,33 +19,35 @@ def matrix(*shape, key=0):
 
 def test_int8_is_off_by_half_a_step_at_most():
     w = matrix(3, 64, 96)
-    found = quant.to_int8(w)
-    assert found.q.dtype == torch.int8
-    assert found.scale.shape == (3, 64)
-    assert ((quant.dense(found) - w).abs() <= found.scale[..., None] * 0.5001).all()
-    assert (found.scale * 127 <= w.abs().amax(-1) * 1.01).all()  # and no step is wider than it must be
+    result = quant.to_int8(w)
+    assert result.q.dtype == torch.int8
+    assert result.scale.shape == (3, 64)
+    assert ((quant.dequantize_leaf(result) - w).abs() <= result.scale[..., None] * 0.5001).all()
+    assert (
+        result.scale * 127 <= w.abs().amax(-1) * 1.01
+    ).all()  # and no step is wider than it must be
 
 
 def test_int4_is_off_by_half_a_step_at_most():
     w = matrix(3, 64, 96)
-    found = quant.to_int4(w, 32)
-    assert found.q.shape == (3, 64, 48)
-    assert found.scale.shape == (3, 64, 3)
-    slack = found.zero.abs() * 2**-8  # zero is a bfloat16 number
-    bound = (found.scale * 0.5001 + slack).repeat_interleave(32, -1)
-    assert ((quant.dense(found) - w).abs() <= bound).all()
+    result = quant.to_int4(w, 32)
+    assert result.q.shape == (3, 64, 48)
+    assert result.scale.shape == (3, 64, 3)
+    slack = result.zero.abs() * 2**-8  # zero is a bfloat16 number
+    bound = (result.scale * 0.5001 + slack).repeat_interleave(32, -1)
+    assert ((quant.dequantize_leaf(result) - w).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_casting_to_bfloat16_keeps_what_was_stored(kind):
-    found = KINDS[kind](matrix(32, 64))
-    assert all(torch.equal(x, x.bfloat16().to(x.dtype)) for x in found if x.is_floating_point())
+    result = KINDS[kind](matrix(32, 64))
+    assert all(torch.equal(x, x.bfloat16().to(x.dtype)) for x in result if x.is_floating_point())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_and_equal_numbers_stay(kind):
     for w in (torch.zeros(16, 64), torch.full((16, 64), 0.5)):
-        torch.testing.assert_close(quant.dense(KINDS[kind](w)), w, atol=0, rtol=2**-7)
+        torch.testing.assert_close(quant.dequantize_leaf(KINDS[kind](w)), w, atol=0, rtol=2**-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -53,48 +55,57 @@ def test_zeros_and_equal_numbers_stay(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_product_is_that_of_the_dequantised_weight(kind, rows, dtype):
     leaf, x = KINDS[kind](matrix(48, 64)), random.normal(1, (2, rows, 64)).to(dtype)
-    want = F.linear(x.double(), quant.dense(leaf).double())
-    found = ops.linear(leaf, x)
-    assert found.dtype == dtype
-    assert found.shape == want.shape
-    assert (found.double() - want).norm() <= want.norm() * (1e-6 if dtype == torch.float32 else 6e-3)
+    want = F.linear(x.double(), quant.dequantize_leaf(leaf).double())
+    result = ops.linear(leaf, x)
+    assert result.dtype == dtype
+    assert result.shape == want.shape
+    assert (result.double() - want).norm() <= want.norm() * (
+        1e-6 if dtype == torch.float32 else 6e-3
+    )
 
 
 @pytest.mark.parametrize("inputs", [24, 40, 33])
 def test_widths_that_the_kernel_would_read_beyond(inputs):
     leaf, x = quant.to_int8(matrix(16, inputs)), random.normal(1, (3, inputs)).bfloat16()
-    want = F.linear(x.double(), quant.dense(leaf).double())
+    want = F.linear(x.double(), quant.dequantize_leaf(leaf).double())
     assert (ops.linear(leaf, x).double() - want).norm() <= want.norm() * 6e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_does_not_see_how_many_stand_beside_it(dtype):
-    leaf, x = quant.to_int8(matrix(48, 64)), random.normal(1, (device.FEW_ROWS, 64)).to(dtype)
+    leaf, x = (
+        quant.to_int8(matrix(48, 64)),
+        random.normal(1, (device.MAX_INT8_KERNEL_ROWS, 64)).to(dtype),
+    )
     every = ops.linear(leaf, x)
     assert all(torch.equal(ops.linear(leaf, x[:n]), every[:n]) for n in range(1, len(x)))
 
 
 def test_rows_of_the_embedding():
     leaf, tokens = quant.to_int8(matrix(16, 32)), torch.tensor([[3, 0], [15, 3]])
-    torch.testing.assert_close(ops.embed(leaf, tokens), quant.dense(leaf)[tokens])
+    torch.testing.assert_close(ops.embed(leaf, tokens), quant.dequantize_leaf(leaf)[tokens])
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "biases": "all"}, {"ffn": "dual"}])
-def test_apply_over_quantised_is_apply_over_dequantised(config, rough, gap, same, purely, bits, changes):
+def test_apply_over_quantised_is_apply_over_dequantised(
+    config, rough, gap, same, purely, bits, changes
+):
     config = gpt.check(msgspec.structs.replace(config, **changes))
     params = rough(config)
-    small = purely(quant.quantize, params, QuantConfig(bits=bits), gpt.matrices(config).__contains__)
+    small = purely(
+        quant.quantize, params, QuantConfig(bits=bits), gpt.matrix_paths(config).__contains__
+    )
     assert same(small["norm"], params["norm"])
     assert all(isinstance(small[name], quant.Quant) for name in ("embed", "head") if name in params)
     plain = quant.dequantize(small)
-    assert {path: leaf.shape for path, leaf in tree.paths(plain).items()} == {
-        path: leaf.shape for path, leaf in tree.paths(params).items()
+    assert {path: leaf.shape for path, leaf in tree.named_leaves(plain).items()} == {
+        path: leaf.shape for path, leaf in tree.named_leaves(params).items()
     }
     tokens = torch.arange(12).view(2, 6) % config.vocab_size
-    found, _ = purely(gpt.apply, config, small, tokens)
+    result, _ = purely(gpt.apply, config, small, tokens)
     want, _ = gpt.apply(config, plain, tokens)
-    assert gap(found, want) < 1e-5
+    assert gap(result, want) < 1e-5
     # decoded token by token through a cache, which is where the kernels for few rows are
     cache = gpt.init_cache(config, small, 2)
     for i in range(6):
@@ -104,17 +115,24 @@ def test_apply_over_quantised_is_apply_over_dequantised(config, rough, gap, same
 
 def test_vmap_over_what_is_multiplied_and_over_members():
     leaf, x = quant.to_int8(matrix(3, 16, 32)), random.normal(1, (3, 5, 32))
-    found = torch.vmap(lambda q, scale, x: ops.linear(quant.Quant(q, scale), x))(*leaf, x)
-    torch.testing.assert_close(found, torch.stack([F.linear(a, b) for a, b in zip(x, quant.dense(leaf), strict=True)]))
+    result = torch.vmap(lambda q, scale, x: ops.linear(quant.Quant(q, scale), x))(*leaf, x)
+    torch.testing.assert_close(
+        result,
+        torch.stack([F.linear(a, b) for a, b in zip(x, quant.dequantize_leaf(leaf), strict=True)]),
+    )
 
 
 def test_what_is_multiplied_has_a_gradient():
     leaf, x = quant.to_int8(matrix(16, 32)), random.normal(1, (5, 32)).requires_grad_()
-    (found,) = torch.autograd.grad(ops.linear(leaf, x).sum(), x)
-    torch.testing.assert_close(found, quant.dense(leaf).sum(0).expand(5, -1))
+    (result,) = torch.autograd.grad(ops.linear(leaf, x).sum(), x)
+    torch.testing.assert_close(result, quant.dequantize_leaf(leaf).sum(0).expand(5, -1))
 
 
 @pytest.mark.parametrize("group", [32, 3, 1, 0, -2])
 def test_groups_that_do_not_fit_are_told(group):
     with pytest.raises(ValueError, match=r"blocks/q.*48.*--group"):
-        quant.quantize({"blocks": {"q": torch.ones(2, 4, 48)}}, QuantConfig(bits=4, group=group), lambda path: True)
+        quant.quantize(
+            {"blocks": {"q": torch.ones(2, 4, 48)}},
+            QuantConfig(bits=4, group=group),
+            lambda path: True,
+        )

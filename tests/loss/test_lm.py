@@ -1,4 +1,4 @@
-"""The chunked loss against plain cross entropy, under every transformation it allows, and the ones it refuses."""
+"""The chunked loss equals plain cross entropy under every transformation that it supports."""
 
 from functools import partial
 
@@ -30,7 +30,8 @@ def plain(weight, hidden, targets=GIVEN[2], mask=GIVEN[3]):
 
 @pytest.fixture(params=[1, 4, 5, B * T, 512], autouse=True)
 def _chunk(request, monkeypatch):
-    monkeypatch.setattr(lm, "CHUNK", request.param)  # 21 targets: whole chunks, a rest, one chunk, less than one
+    # 21 targets: equal chunks, a remainder, one chunk, less than one.
+    monkeypatch.setattr(lm, "CHUNK_TOKENS", request.param)
 
 
 def test_value_and_gradients(gap, purely):
@@ -62,19 +63,27 @@ def test_the_mask_has_its_gradient(gap):
 
 def test_under_vmap_over_weights(gap):
     weights = random.normal(5, (4, V, D))
-    of = [torch.func.vmap(torch.func.grad_and_value(f, (0, 1)), (0, None))(weights, GIVEN[1]) for f in (chunked, plain)]
+    of = [
+        torch.func.vmap(torch.func.grad_and_value(f, (0, 1)), (0, None))(weights, GIVEN[1])
+        for f in (chunked, plain)
+    ]
     assert gap(of[0], of[1]) <= 1e-6
 
 
 def test_under_vmap_over_weights_and_hidden(gap):
     weights, hidden = random.normal(5, (4, V, D)), random.normal(6, (4, B, T, D))
-    of = [torch.func.vmap(torch.func.grad_and_value(f, (0, 1)))(weights, hidden) for f in (chunked, plain)]
+    of = [
+        torch.func.vmap(torch.func.grad_and_value(f, (0, 1)))(weights, hidden)
+        for f in (chunked, plain)
+    ]
     assert gap(of[0], of[1]) <= 1e-6
 
 
 def test_under_vmap_over_examples(gap):
     def one(f, hidden, targets, mask):
-        return torch.func.grad_and_value(f, (0, 1))(GIVEN[0], hidden[None], targets[None], mask[None])
+        return torch.func.grad_and_value(f, (0, 1))(
+            GIVEN[0], hidden[None], targets[None], mask[None]
+        )
 
     of = [torch.func.vmap(partial(one, f))(*GIVEN[1:]) for f in (chunked, plain)]
     assert gap(of[0], of[1]) <= 1e-6
@@ -87,7 +96,9 @@ def test_under_both_vmaps_at_once(gap):
         return torch.func.grad(f)(weight, hidden[None], targets[None], mask[None])
 
     def both(f):
-        return torch.func.vmap(torch.func.vmap(partial(one, f), (None, 0, 0, 0)), (0, None, None, None))
+        return torch.func.vmap(
+            torch.func.vmap(partial(one, f), (None, 0, 0, 0)), (0, None, None, None)
+        )
 
     of = [both(f)(weights, *GIVEN[1:]) for f in (chunked, plain)]
     assert gap({"g": of[0]}, {"g": of[1]}) <= 1e-6
@@ -136,7 +147,11 @@ def test_forward_mode_raises():
 def test_bf16_products_keep_a_float32_loss(gap):
     weight, hidden = GIVEN[0], GIVEN[1].bfloat16()
     grads, value = torch.func.grad_and_value(chunked, (0, 1))(weight, hidden)
-    assert (value.dtype, grads[0].dtype, grads[1].dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    assert (value.dtype, grads[0].dtype, grads[1].dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    )
     want_grads, want = torch.func.grad_and_value(plain, (0, 1))(weight, hidden.float())
     assert abs(value - want) < 0.01 * want
     assert gap({"g": grads[0]}, {"g": want_grads[0]}) < 0.02
@@ -151,20 +166,31 @@ def test_bent_logits_and_smoothed_targets(gap, softcap, smoothing):
         logits = hidden @ weight.T
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
         targets = GIVEN[2].flatten()
-        nll = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none", label_smoothing=smoothing)
+        nll = F.cross_entropy(
+            logits.flatten(0, 1), targets, reduction="none", label_smoothing=smoothing
+        )
         return (nll * GIVEN[3].flatten()).sum()
 
-    def whole(weight, hidden):
-        return (lm.token_nll(weight, hidden, GIVEN[2], softcap=softcap, smoothing=smoothing) * GIVEN[3]).sum()
+    def single_chunk(weight, hidden):
+        return (
+            lm.token_nll(weight, hidden, GIVEN[2], softcap=softcap, smoothing=smoothing) * GIVEN[3]
+        ).sum()
 
-    own = partial(lm.chunked_nll, targets=GIVEN[2], mask=GIVEN[3], softcap=softcap, smoothing=smoothing)
-    wanted, *of = (torch.func.grad_and_value(f, argnums=(0, 1))(*GIVEN[:2]) for f in (oracle, own, whole))
-    assert all(gap(found, wanted) <= 2e-6 for found in of)
+    own = partial(
+        lm.chunked_nll, targets=GIVEN[2], mask=GIVEN[3], softcap=softcap, smoothing=smoothing
+    )
+    wanted, *of = (
+        torch.func.grad_and_value(f, argnums=(0, 1))(*GIVEN[:2])
+        for f in (oracle, own, single_chunk)
+    )
+    assert all(gap(result, wanted) <= 2e-6 for result in of)
 
 
 def test_plain_token_nll_is_cross_entropy():
     weight, hidden, targets, _ = GIVEN
-    want = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none").view(B, T)
+    want = F.cross_entropy(
+        (hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none"
+    ).view(B, T)
     assert torch.allclose(lm.token_nll(weight, hidden, targets), want, atol=1e-5)
 
 
@@ -176,7 +202,11 @@ def test_next_token_is_the_mean_over_counted_targets(config, rough, batch, model
         for t in range(rows.mask.shape[1]):
             if rows.mask[b, t]:
                 total, count = total - logp[b, t, rows.tokens[b, t + 1]], count + 1
-    for loss in (lm.next_token(model), lm.next_token(model, chunked=False), lm.next_token_from_logits(model)):
+    for loss in (
+        lm.next_token(model),
+        lm.next_token(model, chunked=False),
+        lm.next_token_from_logits(model),
+    ):
         value, aux = loss(params, rows)
         assert abs(value - total / count) < 1e-5
         assert aux["weight"] == count
@@ -196,10 +226,12 @@ def test_sequence_logprob_is_the_sum_over_a_row(config, rough, batch, model):
     params, rows = rough(config), batch(config)
     got = lm.sequence_logprob(model, params, rows)
     for b in range(rows.tokens.shape[0]):
-        value, aux = lm.next_token(model)(params, LMBatch(rows.tokens[b : b + 1], rows.mask[b : b + 1]))
+        value, aux = lm.next_token(model)(
+            params, LMBatch(rows.tokens[b : b + 1], rows.mask[b : b + 1])
+        )
         assert abs(got[b] + value * aux["weight"]) < 1e-4
 
 
 def test_the_mean_over_nothing_is_zero_and_over_little_is_exact():
-    assert lm.mean_over(torch.tensor(0.0), torch.tensor(0.0)) == 0
-    assert lm.mean_over(torch.tensor(0.5), torch.tensor(0.25)) == 2
+    assert lm.divide_or_zero(torch.tensor(0.0), torch.tensor(0.0)) == 0
+    assert lm.divide_or_zero(torch.tensor(0.5), torch.tensor(0.25)) == 2

@@ -10,7 +10,7 @@ import torch
 from slm_fn.core import random, tree
 from slm_fn.loss.lm import next_token
 from slm_fn.nn import gpt
-from slm_fn.nn.positions import frequencies, rope_table
+from slm_fn.nn.positions import rope_frequencies, rope_table
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,19 @@ from slm_fn.nn.positions import frequencies, rope_table
         ({"num_layers": 0}, "num_layers"),
         ({"num_heads": 0}, "num_heads"),
         ({"dim": 36}, r"dim \(36\) / model.num_heads \(8\)"),
-        ({"dim": 40}, "whole, even number"),  # 5 channels cannot turn in pairs
+        ({"dim": 40}, "must be an even integer"),  # 5 channels are not pairs
         ({"num_kv_heads": 3}, r"multiple of model.num_kv_heads \(3\)"),
     ],
 )
 def test_a_config_that_cannot_be_built_names_its_field(change, names):
     good = gpt.ModelConfig(vocab_size=64, dim=64, num_heads=8, num_kv_heads=2)
     assert gpt.check(good) is good
-    for use in (gpt.check, gpt.spec, gpt.count):
+    for use in (gpt.check, gpt.param_specs, gpt.count_params):
         with pytest.raises(ValueError, match=names):
             use(msgspec.structs.replace(good, **change))
 
 
-def test_configs_are_frozen_and_know_their_keys():
+def test_configs_are_frozen_and_refuse_unknown_keys():
     config = gpt.ModelConfig(vocab_size=64)
     with pytest.raises(AttributeError):
         config.dim = 1
@@ -59,28 +59,40 @@ def test_a_leaf_depends_on_its_key_and_path_alone(config, same, purely):
 def test_a_fresh_block_is_the_identity(config):
     params = gpt.init(config, 0)
     seen = {}
-    gpt.apply(config, params, torch.zeros(1, 4, dtype=torch.long), tap=lambda name, x: seen.setdefault(name, x))
+    gpt.apply(
+        config,
+        params,
+        torch.zeros(1, 4, dtype=torch.long),
+        tap=lambda name, x: seen.setdefault(name, x),
+    )
     assert all(not x.any() for name, x in seen.items() if name != "final")
 
 
-@pytest.mark.parametrize("path", ["blocks/attn/q", "blocks/attn/v", "blocks/ffn/gate", "blocks/ffn/up"])
-def test_matrices_start_at_one_over_the_root_of_what_they_read(path):
-    config = gpt.ModelConfig(vocab_size=64, dim=128, num_layers=4, num_heads=4, num_kv_heads=2, ffn_dim=200)
-    assert math.isclose(tree.paths(gpt.init(config, 0))[path].std(), 128**-0.5, rel_tol=0.03)
+@pytest.mark.parametrize(
+    "path", ["blocks/attn/q", "blocks/attn/v", "blocks/ffn/gate", "blocks/ffn/up"]
+)
+def test_matrices_start_at_one_over_the_root_of_their_input_size(path):
+    config = gpt.ModelConfig(
+        vocab_size=64, dim=128, num_layers=4, num_heads=4, num_kv_heads=2, ffn_dim=200
+    )
+    assert math.isclose(tree.named_leaves(gpt.init(config, 0))[path].std(), 128**-0.5, rel_tol=0.03)
 
 
 def test_matrices_are_chosen_by_path_never_by_shape():
-    config = gpt.ModelConfig(vocab_size=64, dim=32, num_layers=2, ffn_dim=48, qk_norm=True, tied=False)
-    two_dimensional = {path for path, w in tree.paths(gpt.init(config, 0)).items() if w.ndim == 2}
-    assert two_dimensional == {
-        "embed", "head", "blocks/attn_norm", "blocks/ffn_norm", "blocks/attn/q_norm", "blocks/attn/k_norm",
-    }  # fmt: skip
-    assert not two_dimensional & gpt.matrices(config)
-    assert len(gpt.matrices(config)) == 7
+    config = gpt.ModelConfig(
+        vocab_size=64, dim=32, num_layers=2, ffn_dim=48, qk_norm=True, tied=False
+    )
+    two_dimensional = {
+        path for path, w in tree.named_leaves(gpt.init(config, 0)).items() if w.ndim == 2
+    }
+    stacked_norms = {"attn_norm", "ffn_norm", "attn/q_norm", "attn/k_norm"}
+    assert two_dimensional == {"embed", "head"} | {f"blocks/{name}" for name in stacked_norms}
+    assert not two_dimensional & gpt.matrix_paths(config)
+    assert len(gpt.matrix_paths(config)) == 7
 
 
 def test_a_cache_fits_the_model(config, rough):
-    past = gpt.init_cache(config, tree.cast(rough(config), torch.bfloat16), batch=3)
+    past = gpt.init_cache(config, tree.cast(rough(config), torch.bfloat16), batch_size=3)
     assert past.k.shape == (2, 3, config.context, 2, 8)
     assert past.k.dtype == torch.bfloat16
 
@@ -88,35 +100,49 @@ def test_a_cache_fits_the_model(config, rough):
 def test_a_bf16_cache_decodes_like_a_bf16_forward(config, rough, batch):
     params, tokens = tree.cast(rough(config), torch.bfloat16), batch(config).tokens
     full, _ = gpt.apply(config, params, tokens)
-    past, seen = gpt.init_cache(config, params, batch=4), []
+    past, seen = gpt.init_cache(config, params, batch_size=4), []
     for token in tokens.split(1, dim=1):
         logits, past = gpt.apply(config, params, token, past)
         seen.append(logits)
     assert (torch.cat(seen, 1).float() - full.float()).abs().max() < 0.05 * full.float().abs().max()
 
 
-def test_places_count_from_zero_in_every_segment(config, rough, batch):
-    seen = []
+def test_positions_count_from_zero_in_every_segment(config, rough, batch):
+    tables = []
 
-    def watched(block):
-        return lambda layer, x, table, *rest: seen.append(table) or block(layer, x, table, *rest)
+    def record_table(block):
+        def recorded(layer, x, inputs, *rest):
+            tables.append(inputs.rope_table)
+            return block(layer, x, inputs, *rest)
+
+        return recorded
 
     tokens = batch(config, rows=1, length=5).tokens
-    gpt.apply(config, rough(config), tokens, segments=torch.tensor([[1, 1, 0, 0, 0, 2]]), lift_block=watched)
-    places = torch.tensor([[0, 1, 0, 1, 2, 0]])
-    want = rope_table(places, frequencies(config.head_dim, config.rope_theta), torch.float32)
-    assert len(seen) == config.num_layers
-    assert all(torch.equal(a, b) for table in seen for a, b in zip(table, want, strict=True))
+    gpt.apply(
+        config,
+        rough(config),
+        tokens,
+        segments=torch.tensor([[1, 1, 0, 0, 0, 2]]),
+        lift_block=record_table,
+    )
+    positions = torch.tensor([[0, 1, 0, 1, 2, 0]])
+    want = rope_table(
+        positions, rope_frequencies(config.head_dim, config.rope_theta), torch.float32
+    )
+    assert len(tables) == config.num_layers
+    assert all(torch.equal(a, b) for table in tables for a, b in zip(table, want, strict=True))
 
 
-def test_a_cache_longer_than_the_learned_places_is_refused(config, rough):
+def test_a_cache_longer_than_the_learned_positions_is_refused(config, rough):
     learned = msgspec.structs.replace(config, positions="learned")
     assert gpt.init_cache(learned, rough(learned), 1).k.shape[2] == config.context
-    with pytest.raises(ValueError, match="a cache of 33 is longer than the 32 positions that the model learned"):
-        gpt.init_cache(learned, rough(learned), 1, size=33)
+    with pytest.raises(
+        ValueError, match="a cache of 33 is longer than the 32 learned positions of the model"
+    ):
+        gpt.init_cache(learned, rough(learned), 1, max_len=33)
 
 
-def test_alibi_reads_rows_longer_than_any_it_was_trained_on(config, rough, batch):
+def test_alibi_accepts_sequences_longer_than_in_training(config, rough, batch):
     short = msgspec.structs.replace(config, positions="alibi")
     long = msgspec.structs.replace(short, context=2 * config.context)
     tokens, params = batch(config, rows=3, length=2 * config.context - 1).tokens, rough(short)
@@ -125,11 +151,11 @@ def test_alibi_reads_rows_longer_than_any_it_was_trained_on(config, rough, batch
 
 
 @pytest.mark.parametrize("positions", ["rope", "alibi"])
-def test_shifting_every_place_changes_nothing(config, rough, batch, positions):
-    # Padding in front, hidden by segments: distances are the same, places are not.
+def test_shifting_all_positions_changes_nothing(config, rough, batch, positions):
+    # Padding in front, hidden by segments: distances are the same, positions are not.
     shape = msgspec.structs.replace(config, positions=positions, rope_scaling=gpt.RopeScaling())
     params, tokens = rough(shape), batch(config, rows=2, length=9).tokens
-    past = gpt.init_cache(shape, params, batch=2)
+    past = gpt.init_cache(shape, params, batch_size=2)
     alone = gpt.apply(shape, params, tokens, past)[0]
     after = torch.cat([tokens.flip(1), tokens], 1)
     packed = gpt.apply(shape, params, after, segments=torch.arange(20)[None].expand(2, 20) // 10)[0]
@@ -149,11 +175,11 @@ def test_the_soft_cap_reaches_every_head(config, rough, batch):
 
 
 def from_gpt2(state, num_layers):
-    """GPT-2's weights, which lie the other way round and with q, k and v in one, by our names."""
+    """GPT-2's weights under our names: transposed, with q, k and v split."""
 
-    def layers(name, rows=None, turn=False):
+    def layers(name, rows=None, transpose=False):
         parts = [state[f"transformer.h.{i}.{name}"] for i in range(num_layers)]
-        parts = [w.T if turn else w for w in parts]
+        parts = [w.T if transpose else w for w in parts]
         return torch.stack([w if rows is None else w.chunk(3)[rows] for w in parts])
 
     qkv = {
@@ -161,8 +187,19 @@ def from_gpt2(state, num_layers):
         for i, name in enumerate("qkv")
         for ending, part in (("", "weight"), ("_bias", "bias"))
     }
-    dense = lambda name, theirs: {name: layers(f"{theirs}.weight", turn=True), f"{name}_bias": layers(f"{theirs}.bias")}  # noqa: E731
-    norm = lambda name, theirs: {name: layers(f"{theirs}.weight"), f"{name}_bias": layers(f"{theirs}.bias")}  # noqa: E731
+
+    def dense(name, theirs):
+        return {
+            name: layers(f"{theirs}.weight", transpose=True),
+            f"{name}_bias": layers(f"{theirs}.bias"),
+        }
+
+    def norm(name, theirs):
+        return {
+            name: layers(f"{theirs}.weight"),
+            f"{name}_bias": layers(f"{theirs}.bias"),
+        }
+
     return {
         "embed": state["transformer.wte.weight"],
         "positions": state["transformer.wpe.weight"],
@@ -177,43 +214,73 @@ def from_gpt2(state, num_layers):
     }
 
 
-def shaken(peer):
-    """The parameters of a model that was no longer fresh, by name; a tied head is not among them."""
+def perturb(peer):
+    """Adds noise to a model's parameters and returns them by name, without a tied head."""
     for name, w in peer.named_parameters():
         w.data += random.normal(random.fold_in(1, name), w.shape, 0.1)
     return {name: w.detach() for name, w in peer.named_parameters()}
 
 
-def test_the_gpt_options_are_gpt_2(batch):
+def test_the_gpt_options_equal_gpt_2(batch):
     transformers = pytest.importorskip("transformers")
-    told = transformers.GPT2Config(
-        vocab_size=64, n_positions=24, n_embd=32, n_layer=2, n_head=4, n_inner=48, activation_function="gelu"
+    peer_config = transformers.GPT2Config(
+        vocab_size=64,
+        n_positions=24,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_inner=48,
+        activation_function="gelu",
     )
-    peer = transformers.GPT2LMHeadModel(told).eval()
+    peer = transformers.GPT2LMHeadModel(peer_config).eval()
     config = gpt.ModelConfig(
-        vocab_size=64, dim=32, num_layers=2, ffn_dim=48, context=24,
-        norm="layer", ffn="gelu", positions="learned", biases="all", norm_eps=told.layer_norm_epsilon,
-    )  # fmt: skip
-    params, tokens = from_gpt2(shaken(peer), 2), batch(config).tokens
-    assert tree.paths(params).keys() == tree.paths(gpt.init(config, 0)).keys()
+        vocab_size=64,
+        dim=32,
+        num_layers=2,
+        ffn_dim=48,
+        context=24,
+        norm="layer",
+        ffn="gelu",
+        positions="learned",
+        biases="all",
+        norm_eps=peer_config.layer_norm_epsilon,
+    )
+    params, tokens = from_gpt2(perturb(peer), 2), batch(config).tokens
+    assert tree.named_leaves(params).keys() == tree.named_leaves(gpt.init(config, 0)).keys()
     got, want = gpt.apply(config, params, tokens)[0], peer(tokens).logits
     assert (got - want).abs().max() < 1e-4
     assert want.std() > 0.1
 
 
 @pytest.mark.parametrize("num_heads", [4, 6])
-def test_alibi_is_mpt_s(batch, num_heads):
+def test_alibi_equals_mpt(batch, num_heads):
     transformers = pytest.importorskip("transformers")
-    told = transformers.MptConfig(
-        vocab_size=64, max_seq_len=24, d_model=8 * num_heads, n_layers=2, n_heads=num_heads, expansion_ratio=2
+    peer_config = transformers.MptConfig(
+        vocab_size=64,
+        max_seq_len=24,
+        d_model=8 * num_heads,
+        n_layers=2,
+        n_heads=num_heads,
+        expansion_ratio=2,
     )
-    peer = transformers.MptForCausalLM(told).eval()
+    peer = transformers.MptForCausalLM(peer_config).eval()
     config = gpt.ModelConfig(
-        vocab_size=64, dim=8 * num_heads, num_layers=2, num_heads=num_heads, num_kv_heads=num_heads,
-        ffn_dim=16 * num_heads, context=24, norm="layer", ffn="gelu", positions="alibi",
-    )  # fmt: skip
-    state, tokens = shaken(peer), batch(config).tokens
-    layers = lambda name: torch.stack([state[f"transformer.blocks.{i}.{name}.weight"] for i in range(2)])  # noqa: E731
+        vocab_size=64,
+        dim=8 * num_heads,
+        num_layers=2,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        ffn_dim=16 * num_heads,
+        context=24,
+        norm="layer",
+        ffn="gelu",
+        positions="alibi",
+    )
+    state, tokens = perturb(peer), batch(config).tokens
+
+    def layers(name):
+        return torch.stack([state[f"transformer.blocks.{i}.{name}.weight"] for i in range(2)])
+
     q, k, v = layers("attn.Wqkv").chunk(3, 1)
     params = {
         "embed": state["transformer.wte.weight"],

@@ -1,4 +1,4 @@
-"""Any torch module as a pure function, trained by the house's step exactly as torch trains it."""
+"""Any torch module as a pure function, trained by `step_with` exactly as torch trains it."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def tiny():
         return Tiny().eval()
 
 
-def test_apply_is_the_module(tiny, batch, config, purely):
+def test_apply_equals_the_module(tiny, batch, config, purely):
     tokens = batch(config).tokens % 48
     params, apply = from_module(tiny)
     out, past = purely(apply, params, tokens)
@@ -47,9 +47,11 @@ def test_apply_is_the_module(tiny, batch, config, purely):
     assert not torch.equal(doubled, out)
 
 
-def test_paths_are_the_module_s_names_and_a_tied_weight_is_one(tiny):
+def test_paths_are_the_module_s_names_and_a_tied_weight_is_one_leaf(tiny):
     params, _ = from_module(tiny)
-    assert list(tree.paths(params)) == [name.replace(".", "/") for name, _ in tiny.named_parameters()]
+    assert list(tree.named_leaves(params)) == [
+        name.replace(".", "/") for name, _ in tiny.named_parameters()
+    ]
     assert "head" not in params
 
 
@@ -67,8 +69,10 @@ def test_the_module_is_read_once_and_never_changed(tiny, batch, config):
     assert torch.equal(apply(params, rows.tokens)[0], out)
 
 
-def test_a_module_that_counts_as_it_runs_is_still_a_function(purely, same):
-    module = nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 8)).train()
+def test_a_module_that_updates_buffers_becomes_a_pure_function(purely, same):
+    module = nn.Sequential(
+        nn.Embedding(8, 4), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 8)
+    ).train()
     params, apply = from_module(module)
     tokens = torch.arange(6).view(2, 3)
     before = {name: x.clone() for name, x in module.named_buffers()}
@@ -79,7 +83,7 @@ def test_a_module_that_counts_as_it_runs_is_still_a_function(purely, same):
     assert same(apply(params, tokens)[0], module(tokens))
 
 
-def test_training_it_is_torch_training_it(tiny, batch, config, gap):
+def test_training_equals_training_by_torch(tiny, batch, config, gap):
     rows = [batch(config, key=key) for key in range(10)]
     rows = [b._replace(tokens=b.tokens % 48) for b in rows]
     params, apply = from_module(tiny)
@@ -88,9 +92,14 @@ def test_training_it_is_torch_training_it(tiny, batch, config, gap):
         transforms.add_decayed_weights(0.1, lambda path: True),
         transforms.scale_by_learning_rate(schedules.constant(1e-3)),
     )
-    step, state = pipe(next_token_from_logits, value_and_grad, step_with(tx))(apply), init_state(params, tx)
+    step, state = (
+        pipe(next_token_from_logits, value_and_grad, step_with(tx))(apply),
+        init_state(params, tx),
+    )
 
-    peer = torch.optim.AdamW(tiny.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    peer = torch.optim.AdamW(
+        tiny.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1
+    )
     for b in rows:
         state, metrics = step(state, b)
         logp = tiny(b.tokens[:, :-1]).log_softmax(-1).gather(-1, b.tokens[:, 1:, None]).squeeze(-1)

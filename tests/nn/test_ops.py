@@ -1,4 +1,4 @@
-"""Layers without state, against their formulas; and the door through which new kinds of weight come."""
+"""Stateless layers against their formulas; new leaf kinds register their own product."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from slm_fn.core import random
 from slm_fn.nn.ops import affine, embed, layer_norm, linear, logits, rms_norm
 
 
-def test_linear_is_a_product_in_the_activations_dtype():
+def test_linear_is_a_product_in_the_dtype_of_the_activations():
     w, x = random.normal(0, (5, 3)), random.normal(1, (2, 4, 3))
     assert torch.allclose(linear(w, x), torch.einsum("btd,od->bto", x, w), atol=1e-6)
     assert linear(w, x.bfloat16()).dtype == torch.bfloat16
@@ -26,27 +26,31 @@ def test_a_leaf_kind_registers_its_product():
     assert linear(torch.nn.Parameter(torch.ones(1, 1)), torch.ones(1, 1)) == 1
 
 
-def test_gradients_come_back_in_the_weight_s_own_dtype():
+def test_gradients_have_the_dtype_of_the_weight():
     w = random.normal(0, (5, 3)).requires_grad_()
     linear(w, random.normal(1, (2, 3)).bfloat16()).sum().backward()
     assert w.grad.dtype == torch.float32
 
 
-def test_embed_looks_rows_up():
+def test_embed_returns_rows():
     w = random.normal(0, (7, 3))
     tokens = torch.tensor([[6, 0], [3, 3]])
     assert torch.equal(embed(w, tokens), w[tokens])
 
 
-def test_rms_norm_is_its_formula():
+def test_rms_norm_equals_its_formula():
     x, gain = random.normal(0, (2, 3, 4)) * 5, random.normal(1, (4,))
     want = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * gain
     assert torch.allclose(rms_norm(gain, x, 0.1), want, atol=1e-6)
     assert rms_norm(gain, x.bfloat16(), 0.1).dtype == torch.bfloat16
 
 
-def test_layer_norm_is_its_formula():
-    x, gain, bias = random.normal(0, (2, 3, 4)) * 5 + 2, random.normal(1, (4,)), random.normal(2, (4,))
+def test_layer_norm_equals_its_formula():
+    x, gain, bias = (
+        random.normal(0, (2, 3, 4)) * 5 + 2,
+        random.normal(1, (4,)),
+        random.normal(2, (4,)),
+    )
     centred = x - x.mean(-1, keepdim=True)
     want = centred / (centred.square().mean(-1, keepdim=True) + 0.1).sqrt() * gain
     assert torch.allclose(layer_norm(gain, None, x, 0.1), want, atol=1e-6)
@@ -54,14 +58,14 @@ def test_layer_norm_is_its_formula():
     assert layer_norm(gain, bias, x.bfloat16(), 0.1).dtype == torch.bfloat16
 
 
-def test_affine_adds_a_bias_where_there_is_one():
+def test_affine_adds_a_bias_if_there_is_one():
     w, b, x = random.normal(0, (5, 3)), random.normal(1, (5,)), random.normal(2, (2, 4, 3))
     assert torch.equal(affine({"q": w}, "q", x), linear(w, x))
     assert torch.equal(affine({"q": w, "q_bias": b}, "q", x), linear(w, x) + b)
     assert affine({"q": w, "q_bias": b}, "q", x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_a_soft_cap_bends_logits_below_it():
+def test_a_soft_cap_bounds_logits():
     w, x = random.normal(0, (5, 3)), 4 * random.normal(2, (2, 4, 3))
     assert torch.equal(logits(w, x), linear(w, x))
     assert torch.allclose(logits(w, x, softcap=2.0), 2 * torch.tanh(linear(w, x) / 2))
@@ -69,6 +73,6 @@ def test_a_soft_cap_bends_logits_below_it():
 
 
 def test_shapes_are_checked_in_tests():
-    # The door of every eager test: without the import hook of conftest this would be a broadcast or a late error.
+    # Without conftest's import hook this would broadcast or fail later.
     with pytest.raises(Exception, match="Type-check error"):
         rms_norm(torch.ones(3), torch.ones(2, 3, 4), 0.1)

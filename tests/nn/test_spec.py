@@ -1,4 +1,4 @@
-"""The parameters as data: which there are for every option, what counts and what is computed."""
+"""Parameter specs: the parameters of every option, counts and FLOPs by hand."""
 
 import msgspec
 import pytest
@@ -7,14 +7,19 @@ from slm_fn.core import tree
 from slm_fn.nn import spec
 from slm_fn.nn.config import DualConfig, ModelConfig
 
-BASE = ModelConfig(vocab_size=100, dim=8, num_layers=3, num_heads=2, num_kv_heads=1, ffn_dim=10, context=16)
+BASE = ModelConfig(
+    vocab_size=100, dim=8, num_layers=3, num_heads=2, num_kv_heads=1, ffn_dim=10, context=16
+)
 BLOCK = 8 * 8 + 4 * 8 + 4 * 8 + 8 * 8 + 3 * 8 * 10
 
 
 def paths(**change):
-    found = {}
-    tree.update_in(spec.spec(msgspec.structs.replace(BASE, **change)), lambda path, w: found.update({path: w}))
-    return found
+    specs = {}
+    tree.map_with_path(
+        spec.param_specs(msgspec.structs.replace(BASE, **change)),
+        lambda path, w: specs.update({path: w}),
+    )
+    return specs
 
 
 @pytest.mark.parametrize(
@@ -31,12 +36,14 @@ def paths(**change):
         ({"biases": "qkv", "norm": "layer"}, {f"blocks/attn/{name}_bias" for name in "qkv"}, set()),
         (
             {"biases": "all"},
-            {f"blocks/attn/{n}_bias" for n in "qkvo"} | {f"blocks/ffn/{n}_bias" for n in ("gate", "up", "down")},
+            {f"blocks/attn/{n}_bias" for n in "qkvo"}
+            | {f"blocks/ffn/{n}_bias" for n in ("gate", "up", "down")},
             set(),
         ),
         (
             {"ffn": "dual"},
-            {f"blocks/ffn/{p}/{n}" for p in ("lite", "expert") for n in ("gate", "up", "down")} | {"blocks/ffn/router"},
+            {f"blocks/ffn/{p}/{n}" for p in ("lite", "expert") for n in ("gate", "up", "down")}
+            | {"blocks/ffn/router"},
             {f"blocks/ffn/{name}" for name in ("gate", "up", "down")},
         ),
     ],
@@ -48,53 +55,71 @@ def test_an_option_brings_its_own_parameters(change, more, less):
     assert plain - found == less
 
 
-def test_layer_norm_has_a_bias_where_all_have():
+def test_layer_norm_has_a_bias_if_all_layers_have():
     found = paths(norm="layer", biases="all")
     assert {"norm_bias", "blocks/attn_norm_bias", "blocks/ffn_norm_bias"} <= set(found)
     assert found["norm_bias"].shape == (8,)
-    assert all(w.std == 0.0 and not w.matrix for path, w in found.items() if path.endswith("_bias"))
+    assert all(
+        w.init_std == 0.0 and not w.is_matrix for path, w in found.items() if path.endswith("_bias")
+    )
 
 
-def test_what_writes_to_the_stream_is_zero_and_learned_places_are_small():
+def test_residual_outputs_start_at_zero_and_learned_positions_are_small():
     for change in ({}, {"ffn": "gelu"}, {"ffn": "dual", "biases": "all"}):
         for path, w in paths(**change).items():
-            assert (w.std == 0.0) == path.endswith(("/o", "/down", "_bias")), path
+            assert (w.init_std == 0.0) == path.endswith(("/o", "/down", "_bias")), path
     for tied in (True, False):
         found = paths(positions="learned", tied=tied)
-        assert found["positions"].std == found["embed"].std / 4
+        assert found["positions"].init_std == found["embed"].init_std / 4
 
 
 def test_count_and_flops_by_hand():
     untied = msgspec.structs.replace(BASE, tied=False)
-    assert spec.count(untied) == 3 * (BLOCK + 2 * 8) + 2 * 100 * 8 + 8
-    assert spec.flops(untied, 16) == 6 * (3 * BLOCK + 100 * 8) + 12 * 3 * 8 * 16 // 2
-    # Norms, biases and places multiply nothing.
+    assert spec.count_params(untied) == 3 * (BLOCK + 2 * 8) + 2 * 100 * 8 + 8
+    assert (
+        spec.train_flops_per_token(untied, 16) == 6 * (3 * BLOCK + 100 * 8) + 12 * 3 * 8 * 16 // 2
+    )
+    # Norms, biases and positions are in no matrix product.
     dressed = msgspec.structs.replace(untied, norm="layer", biases="all", positions="learned")
-    assert spec.flops(dressed, 16) == spec.flops(untied, 16)
-    assert spec.count(dressed) == spec.count(untied) + 3 * (8 + 4 + 4 + 8 + 10 + 10 + 8 + 8 + 8) + 8 + 16 * 8
+    assert spec.train_flops_per_token(dressed, 16) == spec.train_flops_per_token(untied, 16)
+    assert (
+        spec.count_params(dressed)
+        == spec.count_params(untied) + 3 * (8 + 4 + 4 + 8 + 10 + 10 + 8 + 8 + 8) + 8 + 16 * 8
+    )
 
 
-def test_a_window_counts_the_keys_it_shows():
+def test_a_window_counts_the_attended_keys():
     for window in (1, 4, 16):
         shown = sum(min(t + 1, window) for t in range(1600)) / 1600
         config = msgspec.structs.replace(BASE, window=window, context=1600)
-        attend = spec.flops(config, 1600) - 6 * (3 * BLOCK + 100 * 8)
+        attend = spec.train_flops_per_token(config, 1600) - 6 * (3 * BLOCK + 100 * 8)
         assert attend == pytest.approx(12 * 3 * 8 * shown, rel=0.5 / window + 0.01)
-    assert spec.flops(msgspec.structs.replace(BASE, window=16), 16) == spec.flops(BASE, 16)
+    assert spec.train_flops_per_token(
+        msgspec.structs.replace(BASE, window=16), 16
+    ) == spec.train_flops_per_token(BASE, 16)
 
 
-def test_a_dual_layer_counts_what_runs():
+def test_a_dual_layer_counts_what_is_computed():
     lite, expert, router = 3 * 8 * 5, 3 * 8 * 10, 2 * 8
     attention, rest = BLOCK - expert, 6 * 100 * 8 + 6 * 3 * 8 * 16
     both = msgspec.structs.replace(BASE, ffn="dual")
-    assert spec.flops(both, 16) == 18 * (attention + lite + expert + router) + rest
-    drop = msgspec.structs.replace(both, dual=DualConfig(drop=True, capacity_factor=1.0, expert_share=0.25))
-    assert spec.flops(drop, 16) == 18 * (attention + lite + expert // 4 + router) + rest
-    assert spec.count(both) == spec.count(BASE) + 3 * (lite + router)
+    assert spec.train_flops_per_token(both, 16) == 18 * (attention + lite + expert + router) + rest
+    drop = msgspec.structs.replace(
+        both, dual=DualConfig(drop=True, capacity_factor=1.0, expert_share=0.25)
+    )
+    assert (
+        spec.train_flops_per_token(drop, 16)
+        == 18 * (attention + lite + expert // 4 + router) + rest
+    )
+    assert spec.count_params(both) == spec.count_params(BASE) + 3 * (lite + router)
 
 
-def test_no_bias_norm_router_or_place_is_a_matrix():
-    config = msgspec.structs.replace(BASE, ffn="dual", biases="all", norm="layer", positions="learned", tied=False)
-    found = spec.matrices(config)
+def test_no_bias_norm_router_or_position_is_a_matrix():
+    config = msgspec.structs.replace(
+        BASE, ffn="dual", biases="all", norm="layer", positions="learned", tied=False
+    )
+    found = spec.matrix_paths(config)
     assert len(found) == 4 + 6
-    assert not any(path.endswith(("_bias", "norm", "router", "positions", "embed", "head")) for path in found)
+    assert not any(
+        path.endswith(("_bias", "norm", "router", "positions", "embed", "head")) for path in found
+    )

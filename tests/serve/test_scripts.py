@@ -1,15 +1,18 @@
-"""serve/static: markdown.js, stream.js and store.js by themselves, imported by a real browser."""
+"""serve/static: markdown.js, stream.js and store.js, imported one by one in a browser."""
 
 import random
 from pathlib import Path
 
 import pytest
-from browser import chromium, opened
+from browser import (
+    launch_chromium,
+    open_page,
+)
 
 import slm_fn.serve
 
 STATIC = Path(slm_fn.serve.__file__).parent / "static"
-DRAWN = """async (texts) => {
+DRAW = """async (texts) => {
   const { draw } = await import("/markdown.js");
   return texts.map((text) => {
     const element = document.createElement("div");
@@ -23,7 +26,7 @@ LINK = ' rel="noopener noreferrer nofollow" target="_blank"'
 
 @pytest.fixture(scope="module")
 def page(server):
-    with chromium() as browser, opened(browser, server.url) as page:
+    with launch_chromium() as browser, open_page(browser, server.url) as page:
         yield page
 
 
@@ -31,7 +34,7 @@ def code(lang, text):
     return f'<div class="code"><span>{lang}</span><pre tabindex="0"><code>{text}</code></pre></div>'
 
 
-WRITTEN = {
+VALID = {
     "plain": "<p>plain</p>",
     "one\ntwo\n\nthree": "<p>one<br>two</p><p>three</p>",
     "*a* **b** ***c***": "<p><em>a</em> <strong>b</strong> <em><strong>c</strong></em></p>",
@@ -50,25 +53,38 @@ WRITTEN = {
     "1) a\n2. b": '<ol><li>a</li></ol><ol start="2"><li>b</li></ol>',
     "- a\n\n- b": "<ul><li><p>a</p></li><li><p>b</p></li></ul>",
     "- a\n\nb": "<ul><li>a</li></ul><p>b</p>",
-    "1. a\n   ```py\n   x\n     y\n   ```\n2. b": f"<ol><li>a{code('py', f'x{chr(10)}  y')}</li><li>b</li></ol>",
+    "1. a\n   ```py\n   x\n     y\n   ```\n2. b": (
+        f"<ol><li>a{code('py', f'x{chr(10)}  y')}</li><li>b</li></ol>"
+    ),
     "* a\nwrapped": "<ul><li>a<br>wrapped</li></ul>",
     "> a\n> > b\nc": "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote><p>c</p>",
     "```js\n<b>&\n```\nafter": f"{code('js', '&lt;b&gt;&amp;')}<p>after</p>",
     "````md\n```js\nx\n```\n````": code("md", "```js\nx\n```"),
     "~~~\n```\n~~~": code("code", "```"),
     "```\nstill open\n\n**code**": code("code", "still open\n\n**code**"),
-    "| a | b |\n|--:|:-:|\n| 1 | `2` |\n| 3 \\| 4 |": '<div class="wide" role="region" aria-label="Table" tabindex="0">'
-    '<table><thead><tr><th class="right" scope="col">a</th><th class="center" scope="col">b</th></tr></thead><tbody>'
-    '<tr><td class="right">1</td><td class="center"><code>2</code></td></tr>'
-    '<tr><td class="right">3 | 4</td><td class="center"></td></tr></tbody></table></div>',
+    "| a | b |\n|--:|:-:|\n| 1 | `2` |\n| 3 \\| 4 |": (
+        '<div class="wide" role="region" aria-label="Table" tabindex="0"><table><thead><tr>'
+        '<th class="right" scope="col">a</th><th class="center" scope="col">b</th></tr></thead>'
+        "<tbody>"
+        '<tr><td class="right">1</td><td class="center"><code>2</code></td></tr>'
+        '<tr><td class="right">3 | 4</td><td class="center"></td></tr></tbody></table></div>'
+    ),
     "a | b": "<p>a | b</p>",
     "[a *b*](https://x.org/y_z_)": f'<p><a href="https://x.org/y_z_"{LINK}>a <em>b</em></a></p>',
-    "see https://x.org/a_b_(c). Or <mailto:a@b.org>": f'<p>see <a href="https://x.org/a_b_(c)"{LINK}>https://x.org/a_b_(c)</a>.'
-    f' Or <a href="mailto:a@b.org"{LINK}>mailto:a@b.org</a></p>',
-    "[a [b](https://x.org) c](mailto:a)": f'<p>[a <a href="https://x.org/"{LINK}>b</a> c](mailto:a)</p>',
+    "see https://x.org/a_b_(c). Or <mailto:a@b.org>": (
+        f'<p>see <a href="https://x.org/a_b_(c)"{LINK}>https://x.org/a_b_(c)</a>.'
+        f' Or <a href="mailto:a@b.org"{LINK}>mailto:a@b.org</a></p>'
+    ),
+    "[a [b](https://x.org) c](mailto:a)": (
+        f'<p>[a <a href="https://x.org/"{LINK}>b</a> c](mailto:a)</p>'
+    ),
     "[https://x.org](https://y.org)": f'<p><a href="https://y.org/"{LINK}>https://x.org</a></p>',
-    '[a](<https://x.org> "title") [b] [c](d e': f'<p><a href="https://x.org/"{LINK}>a</a> [b] [c](d e</p>',
-    "![a cat](https://x.org/c.png)": f'<p><a href="https://x.org/c.png"{LINK}>[image: a cat]</a></p>',
+    '[a](<https://x.org> "title") [b] [c](d e': (
+        f'<p><a href="https://x.org/"{LINK}>a</a> [b] [c](d e</p>'
+    ),
+    "![a cat](https://x.org/c.png)": (
+        f'<p><a href="https://x.org/c.png"{LINK}>[image: a cat]</a></p>'
+    ),
 }
 ATTACKS = {
     "<script>alert(1)</script>": "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>",
@@ -81,21 +97,29 @@ ATTACKS = {
     "[x](data:text/html;base64,PHNjcmlwdD4=)": "<p><span>x</span></p>",
     "[x](vbscript:x) [y](file:///etc/passwd)": "<p><span>x</span> <span>y</span></p>",
     "[z](blob:https://x.org/1)": "<p><span>z</span></p>",
-    "[x](/v1/models) [y](//evil.example) [z](#top)": "<p><span>x</span> <span>y</span> <span>z</span></p>",
+    "[x](/v1/models) [y](//evil.example) [z](#top)": (
+        "<p><span>x</span> <span>y</span> <span>z</span></p>"
+    ),
     "<javascript:alert(1)>": "<p>&lt;javascript:alert(1)&gt;</p>",
-    '[x](https://x.org/"onmouseover="alert`1`)': f'<p><a href="https://x.org/%22onmouseover=%22alert%601%60"{LINK}>x</a></p>',
-    '![x" onerror="alert(1)](javascript:alert(1))': '<p><span>[image: x" onerror="alert(1)]</span></p>',
-    '```"><script>alert(1)</script>\nx\n```': code('"&gt;&lt;script&gt;alert(1)&lt;/script&gt;', "x"),
+    '[x](https://x.org/"onmouseover="alert`1`)': (
+        f'<p><a href="https://x.org/%22onmouseover=%22alert%601%60"{LINK}>x</a></p>'
+    ),
+    '![x" onerror="alert(1)](javascript:alert(1))': (
+        '<p><span>[image: x" onerror="alert(1)]</span></p>'
+    ),
+    '```"><script>alert(1)</script>\nx\n```': code(
+        '"&gt;&lt;script&gt;alert(1)&lt;/script&gt;', "x"
+    ),
     "&lt;b&gt;": "<p>&amp;lt;b&amp;gt;</p>",
 }
 
 
-@pytest.mark.parametrize("table", [WRITTEN, ATTACKS], ids=["written", "attacks"])
-def test_markdown_is_drawn_and_nothing_else_is(page, table):
-    assert dict(zip(table, page.evaluate(DRAWN, list(table)), strict=True)) == table
+@pytest.mark.parametrize("table", [VALID, ATTACKS], ids=["valid", "attacks"])
+def test_markdown_is_drawn_and_nothing_else(page, table):
+    assert dict(zip(table, page.evaluate(DRAW, list(table)), strict=True)) == table
 
 
-PARTS = [
+FRAGMENTS = [
     *"*_`~[]()!<>#-+|\\\n \t",
     "\n\n",
     "**",
@@ -110,7 +134,7 @@ PARTS = [
     "    ",
     "|-|-|\n",
 ]
-PARTS += [
+FRAGMENTS += [
     "https://x.org/",
     "javascript:alert(1)",
     "<script>",
@@ -119,33 +143,36 @@ PARTS += [
     "\r\n",
     "\0",
 ]
-LAW = """async (texts) => {
+CHECK = """async (texts) => {
   const { draw } = await import("/markdown.js");
-  const words = "P BR EM STRONG DEL CODE A SPAN H3 H4 H5 H6 HR UL OL LI BLOCKQUOTE DIV PRE BUTTON svg path";
-  const tags = new Set(`${words} TABLE THEAD TBODY TR TH TD`.split(" ")), wrong = [];
+  const inline = "BR EM STRONG DEL CODE A SPAN BUTTON svg path";
+  const blocks = "P H3 H4 H5 H6 HR UL OL LI BLOCKQUOTE DIV PRE TABLE THEAD TBODY TR TH TD";
+  const tags = new Set(`${inline} ${blocks}`.split(" ")), problems = [];
   for (const text of texts) {
-    const once = document.createElement("div"), grown = document.createElement("div");
+    const once = document.createElement("div"), inSteps = document.createElement("div");
     draw(once, text);
-    for (let end = 1; end <= text.length; end += 3) draw(grown, text.slice(0, end));
-    draw(grown, text);
-    if (once.innerHTML !== grown.innerHTML) wrong.push(["grown", text]);
+    for (let end = 1; end <= text.length; end += 3) draw(inSteps, text.slice(0, end));
+    draw(inSteps, text);
+    if (once.innerHTML !== inSteps.innerHTML) problems.push(["in steps", text]);
     for (const element of once.querySelectorAll("*")) {
-      if (!tags.has(element.tagName)) wrong.push([element.tagName, text]);
-      if (element.getAttributeNames().some((name) => /^on|^src|^style/.test(name))) wrong.push(["attribute", text]);
-      if (element.tagName === "A" && !/^(https?|mailto):/.test(element.href)) wrong.push([element.href, text]);
+      if (!tags.has(element.tagName)) problems.push([element.tagName, text]);
+      const isUnsafe = (name) => /^on|^src|^style/.test(name);
+      if (element.getAttributeNames().some(isUnsafe)) problems.push(["attribute", text]);
+      const isLink = element.tagName === "A";
+      if (isLink && !/^(https?|mailto):/.test(element.href)) problems.push([element.href, text]);
     }
   }
-  return wrong;
+  return problems;
 }"""
 
 
-def test_whatever_is_written_is_safe_and_grows_into_the_same(page):
+def test_every_text_is_safe_and_drawing_it_in_steps_gives_the_same(page):
     rng = random.Random(5)
-    texts = ["".join(rng.choices(PARTS, k=rng.randint(1, 40))) for _ in range(400)]
-    assert page.evaluate(LAW, texts) == []
+    texts = ["".join(rng.choices(FRAGMENTS, k=rng.randint(1, 40))) for _ in range(400)]
+    assert page.evaluate(CHECK, texts) == []
 
 
-HUGE = [
+REPEATED = [
     "*a ",
     "**",
     "_a*",
@@ -161,7 +188,7 @@ HUGE = [
     "<",
     "~~a",
 ]
-HUGE += [
+REPEATED += [
     "> ",
     "- ",
     "  - a\n",
@@ -185,14 +212,19 @@ TIME = """async (parts) => {
     const began = performance.now();
     const mirrored = [...part].reverse().join("");
     draw(document.createElement("div"), part.repeat(20000 / part.length));
-    draw(document.createElement("div"), `${part.repeat(5000 / part.length)}a ${mirrored.repeat(5000 / part.length)}`);
+    const count = 5000 / part.length;
+    draw(document.createElement("div"), `${part.repeat(count)}a ${mirrored.repeat(count)}`);
     return [part, performance.now() - began];
   });
 }"""
 
 
-def test_no_text_takes_longer_than_its_length(page):
-    slow = [(part, spent) for part, spent in page.evaluate(TIME, HUGE) if spent > 1000]
+def test_drawing_takes_linear_time(page):
+    slow = [
+        (part, milliseconds)
+        for part, milliseconds in page.evaluate(TIME, REPEATED)
+        if milliseconds > 1000
+    ]
     assert slow == []
 
 
@@ -200,7 +232,9 @@ READ = """async ([bytes, width]) => {
   const { payloads } = await import("/stream.js");
   const body = new ReadableStream({
     start(to) {
-      for (let at = 0; at < bytes.length; at += width) to.enqueue(new Uint8Array(bytes.slice(at, at + width)));
+      for (let start = 0; start < bytes.length; start += width) {
+        to.enqueue(new Uint8Array(bytes.slice(start, start + width)));
+      }
       to.close();
     },
   });
@@ -212,7 +246,7 @@ READ = """async ([bytes, width]) => {
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 1000])
-def test_a_stream_reads_the_same_however_it_is_cut(page, end, width):
+def test_a_stream_gives_the_same_events_for_every_chunk_size(page, end, width):
     lines = [
         ": stay",
         "",
@@ -229,7 +263,11 @@ def test_a_stream_reads_the_same_however_it_is_cut(page, end, width):
         "",
         "x",
     ]
-    assert page.evaluate(READ, [list(end.join(lines).encode()), width]) == ["né 🙂", "two\nlines", "[DONE]"]
+    assert page.evaluate(READ, [list(end.join(lines).encode()), width]) == [
+        "né 🙂",
+        "two\nlines",
+        "[DONE]",
+    ]
 
 
 FAIL = """async (text) => {
@@ -249,15 +287,18 @@ FAIL = """async (text) => {
     [
         ('data: {"a":1}\n\ndata: [DONE]\n\ndata: {"late":1}\n\n', [1]),
         ('data: {"a":1}\n\n', [1, "broken", "The connection ended before the reply did."]),
-        ('data: {"a":1}\n\ndata: <html>\n\n', [1, "broken", "The server sent something that is not JSON."]),
+        (
+            'data: {"a":1}\n\ndata: <html>\n\n',
+            [1, "broken", "The server sent something that is not JSON."],
+        ),
         ('data: {"error":{"message":"it failed"}}\n\n', [0, "broken", "it failed"]),
     ],
 )
-def test_a_stream_ends_with_done_or_in_words(page, text, ends):
+def test_a_stream_ends_with_done_or_an_error(page, text, ends):
     assert page.evaluate(FAIL, text) == ends
 
 
-def test_the_key_goes_to_its_own_origin_alone(page):
+def test_the_key_is_sent_to_its_own_origin_only(page):
     context, sent = page.context.browser.new_context(bypass_csp=True), []
 
     def answer(route):
@@ -266,26 +307,35 @@ def test_the_key_goes_to_its_own_origin_alone(page):
 
     context.route("**/v1/models", answer)
     free = context.new_page()
-    with free.expect_response("**/v1/models"):  # the page asks for itself when it opens
+    with free.expect_response("**/v1/models"):  # the page's own request when it opens
         free.goto(page.url)
     sent.clear()
-    ask = "async (server) => (await (await import('/stream.js')).model(new URL(server), 'secret')).id"
-    assert [free.evaluate(ask, server) for server in (page.url, "https://other.example/")] == ["m", "m"]
+    request_model = (
+        "async (server) => (await (await import('/stream.js')).model(new URL(server), 'secret')).id"
+    )
+    assert [
+        free.evaluate(request_model, server) for server in (page.url, "https://other.example/")
+    ] == [
+        "m",
+        "m",
+    ]
     assert sent == ["Bearer secret", None]
     context.close()
 
 
-def test_what_the_store_reads_back_is_checked(page):
+def test_stored_values_are_validated_when_read(page):
     kept = page.evaluate("""async () => {
       const { open, settings, storage } = await import("/store.js");
       const store = open(localStorage), messages = [{ role: "user", content: "hello" }];
       const chat = { id: "a", title: "", changed: 2, messages };
-      const bad = ["{", "null", "[]", JSON.stringify({ ...chat, messages: [{ role: "system", content: "" }] })];
+      const systemOnly = { ...chat, messages: [{ role: "system", content: "" }] };
+      const bad = ["{", "null", "[]", JSON.stringify(systemOnly)];
       bad.forEach((text, i) => localStorage.setItem(`slm_fn/chat/bad${i}`, text));
       store.put(chat);
       const all = store.all().map(({ id }) => id);
       store.remove("a");
-      Object.defineProperty(window, "localStorage", { get() { throw new DOMException("no", "SecurityError"); } });
+      const forbidden = { get() { throw new DOMException("no", "SecurityError"); } };
+      Object.defineProperty(window, "localStorage", forbidden);
       const memory = open(storage("localStorage"));
       memory.put(chat);
       const sampling = { temperature: "0.5", top_p: 7, seed: 1.5, top_k: "", n: 3 };
@@ -294,7 +344,7 @@ def test_what_the_store_reads_back_is_checked(page):
     assert kept == [["a"], 1, {"system": "", "sampling": {"temperature": 0.5}}]
 
 
-def test_a_file_fits_a_sitting_and_puts_in_no_markup():
+def test_files_are_short_and_insert_no_markup():
     for path in STATIC.iterdir():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 300, path.name

@@ -1,12 +1,13 @@
-"""One small tokenizer for the whole room."""
+"""One small tokenizer for the tests of this folder."""
 
 import pytest
 
-from slm_fn.text import bpe
 from slm_fn.text.tokenizer import Tokenizer
+from slm_fn.text.training import bpe
 
 CORPUS = [
-    "To be, or not to be: that is the question.\r\nWhether 'tis nobler in the mind to suffer  \n" * 20,
+    "To be, or not to be: that is the question.\r\nWhether 'tis nobler in the mind to suffer  \n"
+    * 20,
     "日本語のテキスト 😀👩‍👩‍👧 naïve café 12345 \t x = y\n" * 20,
 ]
 

@@ -1,4 +1,4 @@
-"""Normalisation: every clause of its docstring, over all of Unicode."""
+"""Normalization: every clause of its docstring, over all of Unicode."""
 
 import sys
 import unicodedata
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from slm_fn.text.normalize import normalize
 
-EVERY = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Co")]
-"""All characters but those that Unicode has not assigned, or leaves to private use."""
+EVERY = [
+    c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Co")
+]
+"""All characters except unassigned ones and those of private use."""
 ALPHABETS = ("unicode", "ascii", "transliterate")
 TRICKY = (
     "\r\n\u2028\u00a0\u00ad\u200b\u200d\ufeff\x00\x85\ud800\udc00\u0301\u030c\u0307JİΣſßﬁ½㎏ㅏ가ﷺ\u1100\u1161\u11a8"
@@ -40,7 +42,7 @@ def test_every_clause(text: str, unicode: str, ascii: str, transliterate: str) -
     assert [normalize(text, alphabet) for alphabet in ALPHABETS] == [unicode, ascii, transliterate]
 
 
-def test_case_is_kept_unless_asked_for() -> None:
+def test_case_is_kept_by_default() -> None:
     assert normalize("Ab É") == "Ab É"
     assert normalize("Ab É", lowercase=True) == "ab é"
     assert normalize("Ab", lowercase=True) == "ab"
@@ -49,7 +51,7 @@ def test_case_is_kept_unless_asked_for() -> None:
 
 @settings(max_examples=800, deadline=None)
 @given(text=TEXTS, alphabet=st.sampled_from(ALPHABETS), lowercase=st.booleans())
-def test_normalised_once_is_normalised_for_good(text: str, alphabet: str, lowercase: bool) -> None:
+def test_normalization_is_idempotent(text: str, alphabet: str, lowercase: bool) -> None:
     once = normalize(text, alphabet, lowercase)
     assert normalize(once, alphabet, lowercase) == once
     once.encode()
@@ -58,18 +60,24 @@ def test_normalised_once_is_normalised_for_good(text: str, alphabet: str, lowerc
 @pytest.mark.parametrize("apart", ["", "a"], ids=["adjacent", "apart"])
 @pytest.mark.parametrize("lowercase", [False, True])
 @pytest.mark.parametrize("alphabet", ALPHABETS)
-def test_all_of_unicode_comes_out_as_promised(alphabet: str, lowercase: bool, apart: str) -> None:
+def test_all_of_unicode_is_normalized(alphabet: str, lowercase: bool, apart: str) -> None:
     result = normalize(apart.join(EVERY), alphabet, lowercase)
     assert normalize(result, alphabet, lowercase) == result
-    found = set(result)
-    assert {c for c in found if unicodedata.category(c) in ("Cc", "Zs", "Zl", "Zp", "Cs")} == {"\n", "\t", " "}
+    characters = set(result)
+    assert {c for c in characters if unicodedata.category(c) in ("Cc", "Zs", "Zl", "Zp", "Cs")} == {
+        "\n",
+        "\t",
+        " ",
+    }
     if alphabet == "unicode":
         assert unicodedata.is_normalized("NFKC", result)
-        assert {"\u200c", "\u200d", "中", "é", "\ufffd"} <= found
-        assert not found & set("\ufeff\u00ad\u200b\u200e\u200f\u202a\u202e\u2060\u2066\u2069\u180e")
+        assert {"\u200c", "\u200d", "中", "é", "\ufffd"} <= characters
+        assert not characters & set(
+            "\ufeff\u00ad\u200b\u200e\u200f\u202a\u202e\u2060\u2066\u2069\u180e"
+        )
     else:
         capitals = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ") if lowercase else set()
-        assert found == {*map(chr, range(32, 127)), "\n", "\t"} - capitals
+        assert characters == {*map(chr, range(32, 127)), "\n", "\t"} - capitals
 
 
 def test_clean_ascii_is_not_even_copied() -> None:

@@ -1,5 +1,6 @@
-"""train/checkpoint.py: bit for bit back, broken ones refused, the newest whole one found, old ones dropped."""
+"""train/checkpoint.py: restored bit for bit, broken ones refused, old ones dropped."""
 
+import msgspec
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from slm_fn.optim import recipes
 from slm_fn.train import checkpoint
 from slm_fn.train.step import init_state
 
-INFO = checkpoint.State(
+INFO = checkpoint.CheckpointInfo(
     step=0,
     position=0,
     seed=0,
@@ -25,13 +26,13 @@ INFO = checkpoint.State(
 
 @pytest.fixture
 def state(config, rough):
-    tx = recipes.make(recipes.OptimConfig(name="muon", ema_decay=0.9), 10, gpt.matrices(config).__contains__)
+    tx = recipes.make_optimizer(
+        recipes.OptimConfig(name="muon", ema_decay=0.9), 10, gpt.matrix_paths(config).__contains__
+    )
     return init_state(rough(config), tx)
 
 
 def at(step, **changes):
-    import msgspec
-
     return msgspec.structs.replace(INFO, step=step, position=step, **changes)
 
 
@@ -67,8 +68,10 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, state, name, harm):
     else:
         data[len(data) // 2] ^= 1
         file.write_bytes(data[: len(data) // 2] if harm == "truncate" else data)
-    found, passed = checkpoint.newest(tmp_path)
-    if name == checkpoint.STATE and harm == "flip":  # a flipped digit may still be a whole, truthful file
+    found, passed = checkpoint.find_newest(tmp_path)
+    if (
+        name == checkpoint.STATE and harm == "flip"
+    ):  # a flipped digit may still be a whole, truthful file
         assert found is not None
         return
     assert found == good
@@ -80,8 +83,10 @@ def test_old_ones_go_and_the_best_stays(tmp_path, state):
     for step in range(1, 6):
         best = 1.0 if step == 2 else None
         metrics = {"val_loss": 1.0 if step == 2 else 2.0}
-        checkpoint.save(tmp_path, state, at(step, best=best or 1.0, metrics=metrics), {}, keep=2)
-    names = {p.name for p in checkpoint.steps(tmp_path / "checkpoints")}
+        checkpoint.save(
+            tmp_path, state, at(step, best_val_loss=best or 1.0, metrics=metrics), {}, keep=2
+        )
+    names = {p.name for p in checkpoint.list_folders(tmp_path / "checkpoints")}
     assert names == {"step-00000002", "step-00000004", "step-00000005"}
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-00000002"
 
@@ -92,7 +97,7 @@ def test_another_models_weights_are_refused_by_name(tmp_path, state):
     with pytest.raises(ValueError, match="extra"):
         checkpoint.load_weights(place, other)
     wider = {**state.params, "norm": torch.ones(64)}
-    with pytest.raises(ValueError, match=r"'norm' is .* the config asks for"):
+    with pytest.raises(ValueError, match=r"'norm' is .* the config needs"):
         checkpoint.load_weights(place, wider, raw=True)
 
 
@@ -105,3 +110,13 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, state, monkeyp
     with pytest.raises(OSError, match="make room"):
         checkpoint.save(tmp_path, state, at(1), {}, keep=1)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_keys_of_the_state_file_are_those_of_older_versions(tmp_path, state):
+    folder = checkpoint.save(
+        tmp_path, state, at(1, best_val_loss=2.5, metric_sums=(("loss", 3.0, 2.0),)), {}, keep=1
+    )
+    written = msgspec.json.decode((folder / checkpoint.STATE).read_bytes())
+    assert written["best"] == 2.5
+    assert written["gathered"] == [["loss", 3.0, 2.0]]
+    assert checkpoint.verify(folder).metric_sums == (("loss", 3.0, 2.0),)

@@ -1,16 +1,16 @@
-// A chat in any element, the page's or the widget's: the log, the field, and the reply being written.
-// Invariant: one reply is written at a time, and nothing of an abandoned one reaches the conversation that follows.
+// A chat in any element, the page's or the widget's: the log, the input field, the streamed reply.
+// Invariant: one reply is streamed at a time, and no text of a stopped one is added to another conversation.
 
 import { answer, fresh, learn, limits } from "./dialogue.js";
 import { h, icon } from "./dom.js";
 import { question, reply, sends } from "./message.js";
 import { Failure } from "./stream.js";
 
-const HEARD_MS = 15000; // a spoken block leaves the page once it has been said
+const HEARD_MS = 15000; // an announced block is removed from the page after this time
 
 /**
- * Put a chat into `root`. `server` is a URL; `settings()` and `key()` are asked at every reply; `keep(conversation)` is
- * called after every change and says whether it was kept; `needKey()`, if there, lets the user enter one.
+ * Add a chat to `root`. `server` is a URL; `settings()` and `key()` are called for every reply; `keep(conversation)` is
+ * called after every change and returns whether it was stored; `needKey()`, if given, lets the user enter a key.
  */
 export function mount(root, { server, settings, key = () => "", keep = () => true, needKey = null, words }) {
   const log = h("div", { class: "log", role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0" });
@@ -25,7 +25,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
   root.append(log, h("div", { class: "bottom" }, latest, form, foot), heard);
 
   let talk = fresh();
-  let running = null; // the AbortController of the reply being written
+  let running = null; // the AbortController of the streamed reply
   let known = limits();
 
   // ---- the log ----
@@ -37,7 +37,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     latest.hidden = true;
   }
 
-  /** Change the log; it follows its end only while the reader is there. */
+  /** Change the log; it scrolls to its end only if it was there before. */
   function change(act) {
     const following = atEnd();
     act();
@@ -56,7 +56,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     return element;
   }
 
-  /** A line below a message, with buttons by their names. */
+  /** Add a line below a message, with a button for each named action. */
   function note(text, { error = false, ...buttons } = {}) {
     const line = h("div", { class: error ? "note error" : "note" }, h("span", {}, text));
     for (const [name, act] of Object.entries(buttons)) {
@@ -66,7 +66,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     hear(text);
   }
 
-  /** Draw the conversation as far as it goes. */
+  /** Draw the complete conversation. */
   function draw() {
     log.replaceChildren(...(talk.messages.length ? talk.messages.map(shown) : [hint]));
     toEnd();
@@ -93,10 +93,10 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
 
   function save() {
     talk.changed = Date.now();
-    if (!keep(talk)) note("The browser's storage is full: this conversation is not kept.", { error: true });
+    if (!keep(talk)) note("The browser's storage is full: this conversation is not saved.", { error: true });
   }
 
-  /** Take the pieces of a reply into `message`; says how it ended. */
+  /** Add the deltas of a reply to `message`; returns how it ended. */
   async function take(message, view, controller) {
     let began = 0, pieces = 0, told = [], forgot = false, finish = null;
     const asked = { server, key: key(), settings: settings(), limits: known, signal: controller.signal };
@@ -110,7 +110,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
       }
       if (!piece.text) continue;
       began ||= performance.now();
-      message.tokens = pieces += 1; // an event a token, nearly; the usage at the end is exact
+      message.tokens = pieces += 1; // about one event per token; the usage at the end is exact
       message.seconds = (performance.now() - began) / 1000;
       message.content += piece.text;
       view.write();
@@ -118,7 +118,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     return { finish, forgot };
   }
 
-  /** Let the model answer the conversation as it stands. */
+  /** Request the model's reply to the conversation. */
   async function respond() {
     const controller = new AbortController();
     const message = { role: "assistant", content: "" };
@@ -147,7 +147,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     const told = { "Try again": respond };
     if (stopped) note("Stopped.", message.content ? {} : told);
     else if (failure) fail(failure, told);
-    else if (!message.content) note("The model said nothing.", told);
+    else if (!message.content) note("The model returned an empty reply.", told);
     else if (ended.finish === "length") note("Cut short: the reply reached its limit.");
     else if (ended.forgot) note("The beginning of the conversation was left out: the model's context is full.");
   }
@@ -157,7 +157,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     else note(message, { error: true, ...(kind === "long" ? {} : told) });
   }
 
-  // ---- what the user does ----
+  // ---- user actions ----
 
   const tidy = () => log.querySelectorAll(".note").forEach((line) => (line.matches(".error") || line.querySelector("button")) && line.remove());
 
@@ -174,14 +174,14 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     respond();
   }
 
-  /** The last reply once more. */
+  /** Generate the last reply again. */
   function again() {
     if (running || talk.messages.at(-1)?.role !== "assistant") return;
     talk.messages.pop();
     redo();
   }
 
-  /** A question put differently; what followed it goes. */
+  /** Replace a message of the user; the messages after it are removed. */
   function resend(message, text) {
     if (running) stopIt();
     talk.messages.splice(talk.messages.indexOf(message), Infinity, { role: "user", content: text });
@@ -195,7 +195,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     respond();
   }
 
-  /** Abandon the reply without a word. */
+  /** Stop the reply without a note. */
   function stopIt() {
     running?.abort();
     setRunning(null);
@@ -209,7 +209,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     if (focus) input.focus();
   }
 
-  /** Fit the field to its text. */
+  /** Fit the height of the input field to its text. */
   function grow() {
     input.style.height = "auto";
     input.style.height = `${input.scrollHeight}px`;
@@ -229,7 +229,7 @@ export function mount(root, { server, settings, key = () => "", keep = () => tru
     load,
     focus: () => input.focus(),
     talk: () => talk,
-    /** End the reply under way; says whether there was one. */
+    /** Stop the streamed reply; returns whether there was one. */
     stop: () => Boolean(running && (running.abort(), true)),
     context: (tokens) => { known.context = tokens; },
   };

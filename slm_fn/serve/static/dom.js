@@ -1,5 +1,5 @@
 // Elements, icons and the clipboard.
-// Invariant: text enters the page as text nodes and attributes only; there is no way in for markup.
+// Invariant: text becomes text nodes and attributes only, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -20,7 +20,7 @@ const ICONS = {
   latest: "M10 4v11.5M4.5 10.5 10 16l5.5-5.5",
 };
 
-/** An element with attributes (`onclick` and its like are listeners) and children, strings or nodes. */
+/** An element with attributes (`on...` are event listeners) and children, strings or nodes. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -32,7 +32,7 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** A line drawing that the reader of the screen is not told about. */
+/** An icon that is hidden from screen readers. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", "0 0 20 20");
@@ -42,11 +42,11 @@ export function icon(name) {
   return svg;
 }
 
-/** A button that shows an icon and is called `label`. */
+/** A button with an icon and the accessible name `label`. */
 export const iconButton = (name, label, onclick, props = {}) =>
   h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...props }, icon(name));
 
-/** A button that copies what `text()` says and shows that it did. */
+/** A button that copies the result of `text()` and shows whether it succeeded. */
 export function copyButton(label, text) {
   const button = iconButton("copy", label, async () => {
     const copied = await copy(text(), button);
@@ -64,7 +64,7 @@ async function copy(text, beside) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
-  } catch { // without TLS there is no clipboard; the old way needs a selected field
+  } catch { // without TLS there is no clipboard API; execCommand needs a selected field
     const field = h("textarea", { class: "unseen", "aria-hidden": "true", tabindex: "-1" });
     field.value = text;
     beside.after(field);

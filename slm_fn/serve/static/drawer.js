@@ -1,16 +1,16 @@
-// The page's two drawers: the conversations kept here, and the settings of a reply.
-// Invariant: each is a modal dialog of the browser's own, so focus, Escape and what is behind them are the browser's care.
+// The page's two drawers: stored conversations, and the settings of generation.
+// Invariant: each is a native modal dialog, so the browser handles focus, Escape and the backdrop.
 
 import { asMarkdown, title } from "./dialogue.js";
 import { h, iconButton } from "./dom.js";
 import { SAMPLING, settings as sound } from "./store.js";
 
-/** A dialog at a side of the page; `body` goes below its heading. */
+/** A dialog at a side of the page, with `body` below its heading. */
 function drawer(side, heading, ...body) {
   const id = `drawer-${side}`;
   const head = h("header", {}, h("h2", { id }, heading), iconButton("close", "Close", () => dialog.close()));
   const dialog = h("dialog", { class: `drawer ${side}`, "aria-labelledby": id }, h("div", { class: "sheet" }, head, ...body));
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // what is behind it
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // a click on the backdrop
   document.body.append(dialog);
   return dialog;
 }
@@ -23,10 +23,10 @@ function download(name, type, text) {
 
 const fileName = (conversation) => `${title(conversation).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "chat"}.md`;
 
-/** The conversations kept in this browser. `current()` is the open one's id; `open(conversation)` shows another. */
+/** The conversations stored in this browser. `current()` is the open one's id; `open(conversation)` shows another. */
 export function conversations({ store, current, open }) {
   const list = h("ul", { class: "chats" });
-  const empty = h("p", { class: "soft" }, "Nothing yet. Conversations are kept in this browser only.");
+  const empty = h("p", { class: "soft" }, "No conversations yet. They are stored in this browser only.");
   const all = h("button", { type: "button", class: "quiet" }, "Export all");
   all.addEventListener("click", () => download("conversations.json", "application/json", JSON.stringify(store.all(), null, 2)));
   const start = h("button", { type: "button", class: "loud", onclick: () => { dialog.close(); open(); } }, "New chat");
@@ -56,10 +56,10 @@ export function conversations({ store, current, open }) {
     };
     field.addEventListener("keydown", (event) => {
       if (event.isComposing || (event.key !== "Enter" && event.key !== "Escape")) return;
-      event.preventDefault(); // neither closes the drawer nor presses the button that has the focus next
+      event.preventDefault(); // do not close the drawer, and do not press the button that gets the focus
       done(event.key === "Enter" ? field.value.trim() : "");
     });
-    queueMicrotask(() => { field.focus(); field.select(); }); // it is in the page by then
+    queueMicrotask(() => { field.focus(); field.select(); }); // the field is in the page by then
     return h("div", { class: "row rename" }, field, h("button", { type: "button", class: "quiet", onclick: () => done(field.value.trim()) }, "Rename"));
   }
 
@@ -93,7 +93,7 @@ function when(time) {
   return date.toLocaleString([], today ? { timeStyle: "short" } : { day: "numeric", month: "short", year: "numeric" });
 }
 
-/** What a reply is asked with: `get()` is what was set, at any time. The key lives as long as the tab. */
+/** The settings of generation: `get()` returns the current ones. The key is stored until the tab closes. */
 export function options({ store, key }) {
   let chosen = store.settings();
   const system = h("textarea", { id: "system", rows: "4", "aria-describedby": "system-hint", placeholder: "You are a helpful assistant." });
@@ -102,10 +102,10 @@ export function options({ store, key }) {
   const field = (input, label, hint) =>
     h("div", { class: "option" }, h("label", { for: input.id }, label), input, h("p", { class: "soft", id: `${input.id}-hint` }, hint));
   const secret = h("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", pattern: "[\\x21-\\x7e]+", "aria-describedby": "key-hint" });
-  const secretField = field(secret, "API key", "Kept until this tab is closed, and sent to this server alone.");
+  const secretField = field(secret, "API key", "Stored until this tab is closed, and sent to this server only.");
   const reset = h("button", { type: "button", class: "quiet" }, "Reset");
   const done = h("button", { class: "loud" }, "Done");
-  const form = h("form", {}, secretField, field(system, "System prompt", "Told to the model before everything you say."),
+  const form = h("form", {}, secretField, field(system, "System prompt", "Sent to the model before your messages."),
     h("fieldset", {}, h("legend", {}, "Sampling"), ...Object.values(SAMPLING).map(({ label, hint }, i) => field(numbers[i], label, hint))),
     h("div", { class: "row foot-row" }, reset, done));
   const dialog = drawer("right", "Settings", form);

@@ -1,5 +1,5 @@
-// Markdown within a line: emphasis, code, links.
-// Invariant: the time is linear in the text, whatever it says; a link is http, https or mailto, or it is no link.
+// Inline Markdown: emphasis, code, links.
+// Invariant: linear time for every text; every link is http, https or mailto.
 
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 const PLAIN = /[^\\`*_~[\]!<\n]{1,4000}/y;
@@ -7,19 +7,19 @@ const DESTINATION = /\(\s{0,8}(?:<([^<>\n]{0,2000})>|([^\s()<>]{0,2000}(?:\([^\s
 const ANGLE = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/y;
 const BARE = /https?:\/\/[^\s<>[\]"`|]{1,2000}/y;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
-const MAX_DEPTH = 20; // of nested emphasis: deeper trees are a burden to the browser
+const MAX_DEPTH = 20; // of nested emphasis: deeper trees are slow in browsers
 
-/** The address as the browser reads it if a click on it is harmless, else null. */
+/** The address as the browser normalizes it if it is safe to open, else null. */
 export function safe(address) {
   try {
-    const url = new URL(address); // not relative to this page: the model knows nothing of it
+    const url = new URL(address); // not relative to this page, which the model does not know
     return SCHEMES.has(url.protocol) ? url.href : null;
   } catch {
     return null;
   }
 }
 
-/** A line, or a paragraph of lines, of Markdown as nodes. */
+/** A line or a paragraph of Markdown as nodes. */
 export function inline(text) {
   const line = { text, at: 0, out: document.createDocumentFragment(), runs: [], brackets: [], dead: 0, ticks: ticks(text) };
   while (line.at < text.length) step(line);
@@ -62,7 +62,7 @@ function anchor(address, label) {
   return a;
 }
 
-/** Plain words, with addresses among them made links. */
+/** Plain text, with the addresses in it as links. */
 function words(line, plain) {
   const found = plain.search(/\bhttps?:\/\//);
   if (found < 0) return say(line, plain);
@@ -75,7 +75,7 @@ function words(line, plain) {
   return put(line, anchor(address, address) ?? address, address.length);
 }
 
-/** Where runs of backticks begin, by their length: the code of a run ends at the next of the same length. */
+/** Positions of backtick runs by length: code ends at the next run of the same length. */
 function ticks(text) {
   const found = new Map();
   for (const { 0: { length }, index } of text.matchAll(/`+/g)) {
@@ -109,13 +109,13 @@ function run(line) {
   const right = !/\s/.test(before) && (!PUNCTUATION.test(before) || edge(after));
   const node = say(line, char.repeat(count));
   if (char === "~" && count !== 2) return;
-  const word = char === "_"; // snake_case is no emphasis
+  const word = char === "_"; // snake_case is not emphasis
   const opens = left && (!word || !right || PUNCTUATION.test(before));
   const closes = right && (!word || !left || PUNCTUATION.test(after));
   line.runs.push({ node, char, count, whole: count, opens, closes });
 }
 
-/** Pair the runs from `bottom` on, as CommonMark does; `floors` remember where nothing was found, so none looks twice. */
+/** Pair the runs from `bottom` on, as CommonMark does; `floors` holds where searches failed, so none is repeated. */
 function emphasise(runs, bottom) {
   const stack = [], floors = new Map();
   const drop = (length) => {
@@ -167,7 +167,7 @@ function open(line) {
   line.brackets.push({ node, image, runs: line.runs.length });
 }
 
-/** A `]`: with an opener before it and a destination after it, what is between becomes a link. */
+/** A `]`: with an opener before it and a destination after it, the text between becomes a link. */
 function close(line) {
   const opener = line.brackets.pop();
   DESTINATION.lastIndex = line.at + 1;
@@ -179,7 +179,7 @@ function close(line) {
   while (opener.node.nextSibling) link.append(opener.node.nextSibling);
   for (const inner of link.querySelectorAll("a")) inner.replaceWith(...inner.childNodes);
   if (opener.image) link.replaceChildren(`[image${link.textContent && `: ${link.textContent.slice(0, 500)}`}]`); // never loaded
-  else line.dead = line.brackets.length; // no link holds another
+  else line.dead = line.brackets.length; // links are not nested
   opener.node.remove();
   return put(line, link, 1 + found[0].length);
 }

@@ -1,15 +1,15 @@
-// Markdown as nodes: paragraphs, headings, lists, quotes, tables and code blocks, redrawn only where the text has grown.
-// Invariant: built by createElement and text nodes alone, so nothing that a model says is ever markup or loads anything.
+// Markdown blocks as nodes: paragraphs, headings, lists, quotes, tables and code; only changed blocks are redrawn.
+// Invariant: built with createElement and text nodes only, so a model's text is never markup and loads nothing.
 
 import { copyButton, h } from "./dom.js";
 import { inline } from "./inline.js";
 
 const FENCE = /^ *(`{3,}|~{3,})([^`]*)$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?: +|$)/;
-const MAX_DEPTH = 12; // of lists and quotes within one another
-const FIRST_HEADING = 3; // a message has the second level
+const MAX_DEPTH = 12; // of nested lists and quotes
+const FIRST_HEADING = 3; // a message's own heading has level two
 
-/** Draw `text` into `element`; blocks that were there already stay untouched. Returns the blocks' elements. */
+/** Draw `text` into `element`; unchanged blocks stay as they are. Returns the blocks' elements. */
 export function draw(element, text) {
   const lines = text.replace(/\r\n?/g, "\n").replaceAll("\0", "\ufffd").split("\n");
   const blocks = parse(lines, 0);
@@ -70,7 +70,7 @@ function rule(lines, at) {
   return bare.length > 2 && "-*_".includes(bare[0]) && bare === bare[0].repeat(bare.length) ? { kind: "rule", to: at + 1 } : null;
 }
 
-/** The cells of a row: between pipes that no backslash stands before. */
+/** The cells of a row: between pipes that are not escaped. */
 function cells(line) {
   const parts = [""];
   for (const part of line.trim().split(/(\\\||\|)/)) {
@@ -122,7 +122,7 @@ function dedent(line, width) {
 const item = (line) => (rule([line], 0) ? null : ITEM.exec(line));
 const sort = (mark) => mark.at(-1); // - * + . or )
 
-/** A list. Two columns are enough to be inside an item: models are not careful with them. */
+/** A list. Two columns of indentation are inside an item, since models are not exact. */
 function list(lines, at, depth) {
   const first = item(lines[at]);
   if (!first) return null;
@@ -154,7 +154,7 @@ function paragraph(lines, at, depth) {
   return { kind: "paragraph", text: lines.slice(at, to).map((line) => line.trim()).join("\n"), to };
 }
 
-/** A block as an element; headings go down by one level at a time. */
+/** A block as an element; headings never skip a level. */
 function render(block, level) {
   if (block.kind === "code") return codeBlock(block);
   if (block.kind === "heading") return h(`h${Math.min(6, level + 1, FIRST_HEADING - 1 + block.level)}`, {}, inline(block.text));
@@ -166,7 +166,7 @@ function render(block, level) {
 }
 
 function listOf({ ordered, start, items, loose }, level) {
-  // In a tight list the words of an item are no paragraph of their own.
+  // In a tight list the text of an item is not a paragraph.
   const inner = (block) => (block.kind === "paragraph" && !loose ? inline(block.text) : render(block, level));
   return h(ordered ? "ol" : "ul", { start: ordered && start !== 1 ? start : null }, ...items.map((blocks) => h("li", {}, ...blocks.map(inner))));
 }

@@ -1,10 +1,10 @@
-// One message on the page: a question that can be edited, a reply that is drawn while it is written.
-// Invariant: a reply is drawn once a frame at most, and what has been drawn is not touched again.
+// One message on the page: a user message that can be edited, a reply that is drawn while it is streamed.
+// Invariant: a reply is drawn at most once per frame, and completed blocks are not drawn again.
 
 import { copyButton, h, iconButton } from "./dom.js";
 import { draw } from "./markdown.js";
 
-/** What the user said, word for word. `resend(text)` is called with what they made of it. */
+/** A message of the user. `resend(text)` is called with the edited text. */
 export function question(message, resend) {
   const text = h("div", { class: "text" }, message.content);
   const edit = iconButton("edit", "Edit", () => article.replaceChildren(head, editor(message.content, leave, resend)));
@@ -29,14 +29,14 @@ function editor(content, leave, resend) {
     else if (event.target === field && sends(event)) { event.preventDefault(); send(); }
   });
   field.value = content;
-  queueMicrotask(() => field.focus()); // it is in the page by then
+  queueMicrotask(() => field.focus()); // the field is in the page by then
   return form;
 }
 
-/** Whether a key press sends: Enter alone, and not the one that picks a word of an input method. */
+/** Whether a key press sends: Enter without Shift, unless it confirms an input method's word. */
 export const sends = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
 
-/** What the model said. `write(text)` draws, `end()` finishes; `hear(words)` is told each block once it is whole. */
+/** A reply of the model. `write()` draws, `end()` finishes; `hear(text)` gets each completed block. */
 export function reply(message, { again, change = (act) => act(), hear = () => {} }) {
   const text = h("div", { class: "text" }), meta = h("span", { class: "meta" });
   const tools = h("div", { class: "tools" }, copyButton("Copy", () => message.content),
@@ -63,10 +63,10 @@ export function reply(message, { again, change = (act) => act(), hear = () => {}
   };
 }
 
-/** A block's words, without the labels of its buttons. */
+/** The text of a block, without the labels of its buttons. */
 const spoken = (block) => (block.matches(".code") ? `Code: ${block.querySelector("code").textContent}` : block.textContent);
 
-/** How much was said, and how fast where that could be measured. */
+/** The number of tokens, and their speed if it could be measured. */
 function speed({ tokens, seconds }) {
   if (!tokens) return "";
   const rate = seconds > 0.1 && tokens > 1 ? ` · ${((tokens - 1) / seconds).toFixed((tokens - 1) / seconds < 10 ? 1 : 0)} tokens/s` : "";

@@ -1,5 +1,5 @@
 // The chat page: one chat, its drawers, and the address of the server it came from.
-// Invariant: the conversation on the screen is the one in the store.
+// Invariant: the conversation on the screen is the one that is stored.
 
 import { mount } from "./chat.js";
 import { conversations, options } from "./drawer.js";
@@ -23,7 +23,7 @@ const chat = mount(byId("chat"), {
   needKey: (retry) => settings.askKey(() => { greet(); retry(); }),
   words: {
     greeting: "Say something.",
-    about: "This is a small language model. It answers quickly, keeps little in mind, and makes things up.",
+    about: "This is a small language model. It answers quickly, has a short context, and makes things up.",
     placeholder: "Message",
   },
 });
@@ -34,13 +34,13 @@ function show(conversation) {
   last.setItem("slm_fn/open", conversation?.id ?? "");
 }
 
-/** Learn the model's name and how much it keeps in mind. */
+/** Request the model's name and context length. */
 async function greet() {
   try {
     const { id, max_model_len: context } = await model(server, key.get());
     byId("model").textContent = id;
     if (context > 0) chat.context(context);
-  } catch { /* the first reply will tell why */ }
+  } catch { /* the first reply will report the reason */ }
 }
 
 const theme = byId("theme");

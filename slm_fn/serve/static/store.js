@@ -1,19 +1,19 @@
-// What the browser keeps: conversations one to a key, and settings; in memory where it keeps nothing.
-// Invariant: what is read back is checked, for any script of this origin may have written it.
+// Browser storage: one key per conversation, and settings; in memory if storage is not allowed.
+// Invariant: every value is validated when read, since any script of this origin may have written it.
 
 const CHAT = "slm_fn/chat/", SETTINGS = "slm_fn/settings", KEY = "slm_fn/key";
 
-/** Numbers the server may be asked for, with their ranges; what is left empty is the model's own choice. */
+/** Sampling parameters with their ranges; empty ones use the model's defaults. */
 export const SAMPLING = {
-  temperature: { label: "Temperature", min: 0, max: 5, step: 0.1, hint: "0 always takes the likeliest word" },
-  top_p: { label: "Top-p", min: 0.01, max: 1, step: 0.01, hint: "share of likelihood kept" },
-  top_k: { label: "Top-k", min: 0, max: 100000, step: 1, hint: "candidates kept, 0 for all" },
-  min_p: { label: "Min-p", min: 0, max: 1, step: 0.01, hint: "share of the best one’s likelihood" },
-  max_tokens: { label: "Max tokens", min: 1, max: 1000000, step: 1, hint: "length of a reply", empty: "what fits" },
+  temperature: { label: "Temperature", min: 0, max: 5, step: 0.1, hint: "0 always takes the most likely token" },
+  top_p: { label: "Top-p", min: 0.01, max: 1, step: 0.01, hint: "probability mass kept" },
+  top_k: { label: "Top-k", min: 0, max: 100000, step: 1, hint: "tokens kept, 0 for all" },
+  min_p: { label: "Min-p", min: 0, max: 1, step: 0.01, hint: "minimum, relative to the most likely token" },
+  max_tokens: { label: "Max tokens", min: 1, max: 1000000, step: 1, hint: "length of a reply", empty: "as many as fit" },
   seed: { label: "Seed", min: 0, max: 2 ** 48, step: 1, hint: "the same seed, the same reply", empty: "random" },
 };
 
-/** Storage that forgets with the page. */
+/** Storage in memory, until the page is closed. */
 class Memory {
   #map = new Map();
   get length() { return this.#map.size; }
@@ -23,11 +23,11 @@ class Memory {
   removeItem(name) { this.#map.delete(name); }
 }
 
-/** `localStorage` or `sessionStorage` where the browser lets us, else memory. */
+/** `localStorage` or `sessionStorage` if the browser allows it, else memory. */
 export function storage(kind) {
   try {
     const found = window[kind];
-    found.setItem(`${CHAT}?`, ""); // a full or a forbidden one shows here
+    found.setItem(`${CHAT}?`, ""); // throws if storage is full or forbidden
     found.removeItem(`${CHAT}?`);
     return found;
   } catch {
@@ -54,14 +54,14 @@ function write(place, name, value) {
 
 const isText = (value) => typeof value === "string";
 
-/** A conversation if it is one, else null. */
+/** The value if it is a valid conversation, else null. */
 function conversation(value) {
   const sound = isText(value?.id) && isText(value.title) && Number.isFinite(value.changed) && Array.isArray(value.messages)
     && value.messages.every((message) => ["user", "assistant"].includes(message?.role) && isText(message.content));
   return sound ? value : null;
 }
 
-/** The store of conversations and settings over a storage. `put` and `set` say whether it was kept. */
+/** Conversations and settings in a storage. `put` and `set` return whether they were stored. */
 export function open(place) {
   const names = () => Array.from({ length: place.length }, (_, i) => place.key(i)).filter((name) => name.startsWith(CHAT));
   return {
@@ -74,7 +74,7 @@ export function open(place) {
   };
 }
 
-/** `{system, sampling}` with nothing in it that the server would refuse. */
+/** `{system, sampling}` with only values that the server accepts. */
 export function settings(value) {
   const numbers = Object.entries(SAMPLING).map(([name, { min, max, step }]) => [name, number(value?.sampling?.[name], min, max, step)]);
   return {
@@ -88,7 +88,7 @@ function number(value, min, max, step) {
   return chosen >= min && chosen <= max && (step !== 1 || Number.isInteger(chosen)) ? chosen : null;
 }
 
-/** The API key of this tab; gone with it. */
+/** The API key, stored until this tab is closed. */
 export const key = {
   get: () => storage("sessionStorage").getItem(KEY) ?? "",
   set: (value) => (value ? storage("sessionStorage").setItem(KEY, value) : storage("sessionStorage").removeItem(KEY)),

@@ -1,7 +1,7 @@
-// The wire: asks the server for a reply and reads its server-sent events.
-// Invariant: one TextDecoder reads a stream from end to end, so no character is ever split; a key goes to its own origin alone.
+// The HTTP client: requests replies from the server and reads their server-sent events.
+// Invariant: one TextDecoder reads a complete stream, so no character is split; a key is sent to its own origin only.
 
-/** What went wrong, in words fit to be shown. `kind`: unreachable, key, busy, long, broken or refused. */
+/** An error with a message for the user. `kind`: unreachable, key, busy, long, broken or refused. */
 export class Failure extends Error {
   constructor(kind, message) {
     super(message);
@@ -11,7 +11,7 @@ export class Failure extends Error {
 
 const BROKEN = "The connection ended before the reply did.";
 
-/** The payload behind each event of a stream, whatever its line ends and however its bytes were cut. */
+/** The payload of each event of a stream, for all line ends and chunk sizes. */
 export async function* payloads(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
@@ -20,7 +20,7 @@ export async function* payloads(body) {
     for (;;) {
       const { value, done } = await reader.read();
       rest += decoder.decode(value, { stream: !done });
-      const lines = rest.split(/\r\n|\n|\r(?!$)/); // a carriage return at the end may be half of a line's end
+      const lines = rest.split(/\r\n|\n|\r(?!$)/); // a final carriage return may be the first half of a line end
       rest = lines.pop();
       for (const line of lines) {
         if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
@@ -69,7 +69,7 @@ async function request(url, key, signal, body) {
 async function refusal(response) {
   const told = (await response.json().catch(() => null))?.error;
   const said = told?.message ?? `The server answered with status ${response.status}.`;
-  if (response.status === 401) return new Failure("key", "The server asks for an API key.");
+  if (response.status === 401) return new Failure("key", "The server requires an API key.");
   if (told?.code === "context_length_exceeded") return new Failure("long", said);
   if (response.status !== 429 && response.status !== 503) return new Failure("refused", said);
   const seconds = Number(response.headers.get("Retry-After")) || 0;
@@ -82,7 +82,7 @@ export async function model(server, key) {
   return data[0];
 }
 
-/** Ask for a reply; yields `{text}`, `{finish}` and `{usage}` as they come. */
+/** Request a reply; yields `{text}`, `{finish}` and `{usage}` as they arrive. */
 export async function* ask(server, key, body, signal) {
   const whole = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await request(new URL("v1/chat/completions", server), key, signal, whole);

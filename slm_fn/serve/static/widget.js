@@ -1,14 +1,14 @@
-// The chat in anybody's page: <script type="module" src="https://HOST/widget.js" data-title="..."></script>.
-// Invariant: the page's style-src, cookies and globals stay untouched: a shadow root, constructed style sheets, one element.
+// The chat in a page of any origin: <script type="module" src="https://HOST/widget.js" data-title="..."></script>.
+// Invariant: needs no style-src, cookies or globals of the page: a shadow root, constructed style sheets, one element.
 
 import { h, icon, iconButton } from "./dom.js";
 
 const HERE = new URL(".", import.meta.url);
 const OPEN = "slm_fn/widget/open";
 const SHEETS = ["theme.css", "chat.css", "widget.css"];
-let sheets = null; // loaded once for all
+let sheets = null; // loaded once for all elements
 
-/** Style sheets by fetch, for connect-src allows this host already and style-src need not. */
+/** Loads style sheets by fetch: connect-src allows this host already, style-src need not. */
 function styles() {
   const load = async (name) => {
     const response = await fetch(new URL(name, HERE), { credentials: "omit" });
@@ -20,7 +20,7 @@ function styles() {
   return (sheets ??= Promise.all(SHEETS.map(load)));
 }
 
-/** Black or white, whichever can be read better on a colour. */
+/** Black or white, whichever has more contrast with a colour. */
 function inkOn(colour) {
   const pixel = new OffscreenCanvas(1, 1).getContext("2d");
   pixel.fillStyle = colour;
@@ -29,7 +29,7 @@ function inkOn(colour) {
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000" : "#fff";
 }
 
-/** `<slm-chat>`: with `data-float` a button at the window's corner, else a box where it stands. */
+/** `<slm-chat>`: with `data-float` a button in the window's corner, else a box at its position. */
 class SlmChat extends HTMLElement {
   static observedAttributes = ["data-accent", "data-font", "data-radius"];
   #chat = null;
@@ -52,7 +52,7 @@ class SlmChat extends HTMLElement {
 
   async connectedCallback() {
     if (this.shadowRoot) return;
-    this.attributeChangedCallback(); // the font of the page is known by now
+    this.attributeChangedCallback(); // the page's font is known now
     const shadow = this.attachShadow({ mode: "open" });
     const root = h("div", { class: "frame" });
     try {
@@ -66,7 +66,7 @@ class SlmChat extends HTMLElement {
     else await this.#fill(root);
   }
 
-  /** The chat into an element; its code is fetched when it is first needed. */
+  /** Adds the chat to an element; its code is loaded when it is first needed. */
   async #fill(root) {
     const [{ mount }, store, { model }] = await Promise.all([import("./chat.js"), import("./store.js"), import("./stream.js")]);
     const { greeting, about, placeholder, system, temperature, maxTokens, keep } = this.dataset;
@@ -90,7 +90,7 @@ class SlmChat extends HTMLElement {
     const kept = tab && store.open(tab).get("widget");
     if (kept) chat.load(kept, false);
     this.#chat = chat;
-    model(HERE, "").then(({ max_model_len: context }) => context > 0 && chat.context(context)).catch(() => {}); // the first reply tells why
+    model(HERE, "").then(({ max_model_len: context }) => context > 0 && chat.context(context)).catch(() => {}); // the first reply reports the reason
   }
 
   #head(chat) {
@@ -112,7 +112,7 @@ class SlmChat extends HTMLElement {
     try {
       if (open === undefined) return sessionStorage.getItem(OPEN) === "1";
       if (this.dataset.keep !== "no") sessionStorage.setItem(OPEN, open ? "1" : "0");
-    } catch { /* nothing is kept here */ }
+    } catch { /* storage is not allowed */ }
     return false;
   }
 
@@ -124,7 +124,7 @@ class SlmChat extends HTMLElement {
     this.#remembered(open);
   }
 
-  /** Show the panel; the field takes the focus unless the page opened it by itself. */
+  /** Show the panel; the input field gets the focus unless the page opened it. */
   async open(focus = true) {
     if (!this.#panel) return;
     this.#show(true);
@@ -132,7 +132,7 @@ class SlmChat extends HTMLElement {
     if (focus) this.#chat.focus();
   }
 
-  /** Hide the panel; a reply under way is written to its end. */
+  /** Hide the panel; a streamed reply continues. */
   close() {
     if (!this.#panel || this.#panel.hidden) return;
     this.#show(false);

@@ -1,0 +1,1 @@
+"""`slm bench` and its commands."""

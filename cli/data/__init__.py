@@ -1,0 +1,1 @@
+"""`slm data` and its commands."""

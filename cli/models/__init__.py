@@ -1,0 +1,1 @@
+"""The commands that use a model folder: sample, chat, serve, eval, quantize, keys."""

@@ -1,0 +1,1 @@
+"""`slm runs` and its commands."""

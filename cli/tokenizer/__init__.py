@@ -1,0 +1,1 @@
+"""`slm tokenizer` and its commands."""

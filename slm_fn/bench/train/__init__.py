@@ -1,0 +1,8 @@
+"""`slm bench train`: the training step, compared with other trainers."""
+
+from typing import TYPE_CHECKING
+
+import slm_fn
+
+if not TYPE_CHECKING:
+    __getattr__ = slm_fn.lazy_submodules(__name__)

@@ -1,0 +1,8 @@
+"""Files, folders and hub data sets read as documents and typed rows."""
+
+from typing import TYPE_CHECKING
+
+import slm_fn
+
+if not TYPE_CHECKING:
+    __getattr__ = slm_fn.lazy_submodules(__name__)

@@ -1,0 +1,8 @@
+"""What a config costs, what this machine can do, and whether it computes correctly."""
+
+from typing import TYPE_CHECKING
+
+import slm_fn
+
+if not TYPE_CHECKING:
+    __getattr__ = slm_fn.lazy_submodules(__name__)

@@ -1,0 +1,8 @@
+"""OpenAI's protocol: requests, generation parameters, prompts, responses and errors."""
+
+from typing import TYPE_CHECKING
+
+import slm_fn
+
+if not TYPE_CHECKING:
+    __getattr__ = slm_fn.lazy_submodules(__name__)
