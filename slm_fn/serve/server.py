@@ -41,6 +41,7 @@ class TimeoutProtocol(H11Protocol):
     head_timer: asyncio.TimerHandle | None = None
     send_timer: asyncio.TimerHandle | None = None
 
+    # The ignore: as in uvicorn's own protocol, the transport is narrower than asyncio's base class.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._update_head_timer()
